@@ -1,0 +1,33 @@
+"""How many devices lie along each axis of the mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r1jax.config.base import ConfigError
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Sizes of the mesh axes; 1 leaves an axis out, 0 gives it the devices that are left.
+
+    The default puts every device that was found on ``fsdp``.
+    """
+
+    data: int = 1
+    """Replicas of the weights; each takes a part of the batch."""
+    fsdp: int = 0
+    """Weights, gradients and moments are split here, and the batch too."""
+    expert: int = 1
+    """Experts are split here; outside the experts it is one more batch axis."""
+    tensor: int = 1
+    """Heads, feed-forward channels and vocabulary are split here."""
+    context: int = 1
+    """Positions of long sequences are split here."""
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.expert, self.tensor, self.context)
+        if any(s < 0 for s in sizes) or sizes.count(0) > 1:
+            raise ConfigError(
+                f"mesh sizes (data, fsdp, expert, tensor, context) are {sizes}; each is >= 1, and one may be 0 to take what is left"
+            )

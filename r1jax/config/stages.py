@@ -1,0 +1,162 @@
+"""A stage of the recipe, and a pipeline of named stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from r1jax.config.base import ConfigError
+from r1jax.config.data import Source, Text
+from r1jax.config.mesh import Mesh
+from r1jax.config.model import Model
+from r1jax.config.rollout import Engine, Sampling
+from r1jax.config.train import Checkpoint, Eval, Log, Optimizer, Workers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What SFT and GRPO have in common."""
+
+    model: Model | None = None
+    """The architecture for ``init='random'``; None takes it from the initial weights."""
+    init: str = "random"
+    """``random``, or any model name: a run, ``RUN@STEP``, a GGUF file; inside a pipeline also an earlier stage's name."""
+    text: Text = field(default_factory=Text)
+    sources: tuple[Source, ...] = (Source(),)
+    steps: int = 100
+    """Updates."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    sequence_length: int = 512
+    """Length of a packed row. Longer sequences are left out and counted."""
+    micro_batch: int = 8
+    """Packed rows in one forward and backward pass, over all devices. Gradients do not depend on it."""
+    bias_rate: float = 0.001
+    """Step of the router's balancing bias (V3: 0.001; for R1 unpublished); 0 freezes it."""
+    balance_weight: float = 0.0001
+    """Weight of the sequence-wise balance loss (V3: 1e-4, arXiv 2412.19437, eq. 17; for R1 unpublished)."""
+    mtp_weight: float = 0.1
+    """Weight of the multi-token-prediction loss (V3: 0.3, then 0.1; for R1 unpublished)."""
+    frozen: tuple[str, ...] = ()
+    """Regular expressions; parameters whose path (``segments/0/attention/q``) matches one are not trained."""
+    sampling: Sampling = field(default_factory=Sampling)
+    engine: Engine = field(default_factory=Engine)
+    mesh: Mesh = field(default_factory=Mesh)
+    seed: int = 0
+    eval: Eval = field(default_factory=Eval)
+    log: Log = field(default_factory=Log)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    workers: Workers = field(default_factory=Workers)
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ConfigError(f"steps is {self.steps}; a run needs at least 1")
+        if not self.sources:
+            raise ConfigError("sources is empty; name at least one source of rows")
+        if len({s.name for s in self.sources}) < len(self.sources):
+            raise ConfigError(f"sources share a name: {', '.join(s.name for s in self.sources)}; metrics are kept per name")
+        if sum(s.weight for s in self.sources) <= 0:
+            raise ConfigError("every source has weight 0; give at least one a positive weight")
+        if self.init == "random" and self.model is None:
+            raise ConfigError("init is 'random' but model is None; set model, or name the weights to start from in init")
+        if self.init != "random" and self.model is not None:
+            raise ConfigError(f"model is set but init is {self.init!r}, which brings its own architecture; leave one of them out")
+        if self.micro_batch < 1 or self.sequence_length < 2:
+            raise ConfigError("micro_batch must be at least 1 and sequence_length at least 2")
+
+
+@dataclass(frozen=True)
+class SFT(Stage):
+    """Supervised fine-tuning: mean cross-entropy over the tokens of each row's ``completion``."""
+
+    batch: int = 128
+    """Sequences per update (R1: 128)."""
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=5e-5, lr_end=5e-6))
+    """R1's SFT stages: cosine from 5e-5 to 5e-6 (Nature 2025, supplement B.4.2)."""
+    eval: Eval = field(default_factory=lambda: Eval(every=0))
+    kind: Literal["sft"] = "sft"
+
+
+@dataclass(frozen=True)
+class GRPO(Stage):
+    """Group relative policy optimization (arXiv 2402.03300), with R1's settings as defaults (Nature 2025, Methods).
+
+    A round samples ``questions`` x ``group`` answers and makes ``minibatches`` updates of one inner epoch over them; R1: 512 x 16 answers
+    in 16 minibatches. A step is one update.
+    """
+
+    questions: int = 32
+    """Questions per update."""
+    group: int = 16
+    """Answers per question."""
+    minibatches: int = 16
+    """Updates per round."""
+    clip_low: float = 0.2
+    """Ratios below 1 - clip_low are clipped. R1-Zero's value is unpublished; this is PPO's."""
+    clip_high: float = 0.2
+    """Ratios above 1 + clip_high are clipped. R1's first RL stage used 10."""
+    kl_beta: float = 0.001
+    """Weight of the k3 estimate of KL(policy || reference), a term of the loss. 0 keeps no reference."""
+    reference_every: int = 400
+    """The reference becomes the policy every so many steps; 0 never."""
+    normalize: Literal["sequence", "token", "constant"] = "sequence"
+    """``sequence``: mean over an answer's tokens, then over answers (DeepSeekMath, R1); ``token``: mean over all tokens
+    (DAPO, arXiv 2503.14476); ``constant``: sum over tokens by the length cap (Dr. GRPO, arXiv 2503.20783)."""
+    ratio_level: Literal["token", "sequence"] = "token"
+    """``sequence`` is GSPO (arXiv 2507.18071)."""
+    advantage_std: bool = True
+    """Divide by the group's sample standard deviation (ddof 1, as TRL and verl; unpublished for R1); Dr. GRPO does not."""
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    """Whose log-probs of the sampled tokens stand for pi_old; ``trainer`` computes them once per round."""
+    importance_cap: float = 0.0
+    """Weights tokens by min(pi_old / pi_sampler, cap) (truncated importance sampling); 0 switches it off."""
+    length_schedule: tuple[tuple[int, int], ...] = ()
+    """(step, cap) pairs: from that step on, answers may have ``cap`` tokens (R1-Zero: 32768, then 65536 from step 8200)."""
+    preflight: bool = True
+    """Check rewards and signal before the first step."""
+    kind: Literal["grpo"] = "grpo"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.group < 2:
+            raise ConfigError(f"group is {self.group}; an advantage compares at least 2 answers to one question")
+        if self.questions < 1 or self.minibatches < 1:
+            raise ConfigError("questions and minibatches must be at least 1")
+        if self.clip_low < 0 or self.clip_high < 0 or self.kl_beta < 0:
+            raise ConfigError("clip_low, clip_high and kl_beta must be >= 0")
+        if self.sampling.temperature <= 0:
+            raise ConfigError("sampling.temperature is 0: every answer of a group would be the same; use 1")
+        if any(len(pair) != 2 for pair in self.length_schedule) or list(self.length_schedule) != sorted(self.length_schedule):
+            raise ConfigError(f"length_schedule is {self.length_schedule}; give (step, cap) pairs in rising order of step")
+        if (need := self.engine.max_prompt_tokens + self.max_cap) > self.sequence_length:
+            raise ConfigError(
+                f"a prompt of {self.engine.max_prompt_tokens} tokens (engine.max_prompt_tokens) and an answer of {self.max_cap} "
+                f"do not fit a packed row; set sequence_length to at least {need}"
+            )
+
+    @property
+    def max_cap(self) -> int:
+        """The longest answer that any step allows, in tokens."""
+        return max([self.sampling.max_new_tokens] + [cap for _, cap in self.length_schedule])
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Named stages, run in the order of the fields. Subclass it and give each stage a field.
+
+    A stage whose ``init`` is the name of an earlier one starts from that one's last checkpoint.
+    """
+
+    seed: int | None = None
+    """Replaces the seed of every stage."""
+
+    def stages(self) -> dict[str, Stage]:
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        stages = {name: stage for name, stage in found.items() if isinstance(stage, Stage)}
+        if self.seed is not None:
+            stages = {name: dataclasses.replace(stage, seed=self.seed) for name, stage in stages.items()}
+        return stages
+
+
+SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "workers", "preflight")
+"""Fields of a stage that a resumed run may change; any other makes it another experiment."""

@@ -1,0 +1,94 @@
+"""The optimizer, and what every run does beside learning: log, evaluate, save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from r1jax.config.base import ConfigError
+from r1jax.config.data import Source
+from r1jax.config.rollout import Sampling
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW (Loshchilov and Hutter 2017) with clipping by global norm.
+
+    R1's betas, decay, clipping and schedule were not published: the defaults are V3's pre-training values (arXiv 2412.19437,
+    section 4.2) with a constant rate after a short warm-up.
+    """
+
+    lr: float = 3e-6
+    """Peak learning rate. R1 used 3e-6 for RL (Nature 2025, Methods)."""
+    lr_end: float | None = None
+    """Rate at the last step of a cosine decay; None holds ``lr``."""
+    warmup_steps: int = 10
+    """Unpublished for R1. Linear from 0."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Applied to matrices only, not to norms, biases and embeddings. Unpublished for R1."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 switches clipping off. Unpublished for R1."""
+
+    def __post_init__(self):
+        if self.lr < 0 or self.weight_decay < 0 or self.clip_norm < 0 or self.warmup_steps < 0:
+            raise ConfigError("optimizer.lr, weight_decay, clip_norm and warmup_steps must be >= 0")
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Held-out evaluation during training. Safe to change on resume."""
+
+    every: int = 50
+    """Steps between evaluations; one is made before the first step and one after the last. 0 switches it off."""
+    sources: tuple[Source, ...] = ()
+    """Held-out rows; empty takes the training sources' ``test`` split."""
+    limit: int = 512
+    """Problems per source."""
+    samples: int = 1
+    """Answers per problem; pass@1 is the mean over them."""
+    sampling: Sampling | None = None
+    """None samples as in training."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is shown and written. Safe to change on resume."""
+
+    sample_every: int = 10
+    """Steps between two samples shown on the terminal."""
+    samples_per_step: int = 4
+    """Rollouts written to samples.jsonl at each round; 0 writes none, -1 all."""
+    tensorboard: bool = True
+    wandb: str | None = None
+    """Project name; needs the extra ``wandb``."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Safe to change on resume."""
+
+    every: int = 100
+    """Steps between saves; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints kept, beside the best."""
+
+    def __post_init__(self):
+        if self.every < 1 or self.keep < 1:
+            raise ConfigError("checkpoint.every and checkpoint.keep must be at least 1")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that score answers. Safe to change on resume."""
+
+    count: int = 2
+    timeout: float = 3.0
+    """Seconds one reward of one answer may take; then its worker is killed and replaced."""
+    memory_gib: float = 2.0
+    max_error_share: float = 0.2
+    """The run stops when more than this share of a round's scores failed."""
+
+
+SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "workers", "preflight")
+"""Fields of a stage that a resumed run may change: the others would make it another experiment."""
