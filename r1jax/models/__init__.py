@@ -1,0 +1,1 @@
+"""The decoder, its cache, multi-token prediction and log-probabilities."""

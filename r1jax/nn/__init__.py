@@ -1,0 +1,1 @@
+"""Layers as functions of arrays, each beside the specs of its parameters."""

@@ -1,0 +1,41 @@
+"""What both attentions share: who sees whom, the softmax, and the rows of a cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite: a row that sees nothing (padding) stays finite instead of nan
+
+
+def packed_mask(segments: jax.Array) -> jax.Array:
+    """bool[B, T, T] for int32 segments[B, T]: query t sees key s <= t of its own sequence; padding (0) is seen by padding alone."""
+    t = jnp.arange(segments.shape[1])
+    return (segments[:, :, None] == segments[:, None, :]) & (t[:, None] >= t[None, :])
+
+
+def cache_mask(positions: jax.Array, length: int) -> jax.Array:
+    """bool[B, T, S]: a query at position p sees cache slots 0..p, which hold its own row's tokens."""
+    return jnp.arange(length) <= positions[..., None]
+
+
+def softmax(scores: jax.Array, mask: jax.Array, dtype) -> jax.Array:
+    """Softmax over the last axis of float32 scores[B, ..., T, S] under mask[B, T, S]."""
+    mask = mask.reshape(mask.shape[0], *(1,) * (scores.ndim - 3), *mask.shape[1:])
+    return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(dtype)
+
+
+def write_rows(cache: jax.Array, layer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """Writes new[B, T, ...] into cache[L, B, S, ...] at ``[layer, b, start[b]:start[b] + T]``.
+
+    A slice per row and not one indexed scatter: the compiler then keeps rows that are split over devices where they are.
+    """
+
+    def row(cached, fresh, at):
+        return jax.lax.dynamic_update_slice(cached, fresh[None].astype(cached.dtype), (layer, at, *(0,) * (fresh.ndim - 1)))
+
+    return jax.vmap(row, in_axes=(1, 0, 0), out_axes=1)(cache, new, start)
+
+
+def read_layer(cache: jax.Array, layer: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(cache, layer, 0, keepdims=False)

@@ -1,0 +1,118 @@
+"""Mixture of experts: DeepSeek-V3's router (arXiv 2412.19437, section 2.1.2), softmax routing, and the experts' product."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from r1jax import config
+from r1jax.nn import mlp as dense
+from r1jax.nn.matmul import project
+from r1jax.params import ParamSpec
+from r1jax.sharding import constrain
+
+
+class Routing(NamedTuple):
+    """Where tokens go."""
+
+    experts: jax.Array
+    """int32[B, T, K]"""
+    gates: jax.Array
+    """float32[B, T, K]: weight of each chosen expert's output."""
+    scores: jax.Array
+    """float32[B, T, E]: affinities in (0, 1), without bias."""
+
+
+def specs(model: config.Model) -> dict:
+    m, d = model.moe, model.d_model
+
+    def kernel(shape, axes):
+        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype)
+
+    out = {
+        "router": kernel((d, m.n_experts), ("embed", None)),
+        "gate": kernel((m.n_experts, d, m.d_ff), ("experts", "embed", "mlp")),
+        "up": kernel((m.n_experts, d, m.d_ff), ("experts", "embed", "mlp")),
+        "down": kernel((m.n_experts, m.d_ff, d), ("experts", "mlp", "embed")),
+    }
+    if m.bias:
+        out["router_bias"] = ParamSpec((m.n_experts,), (None,), "zeros", dtype="float32", trainable=False)
+    if m.n_shared:
+        out["shared"] = dense.specs(model, m.n_shared * m.d_ff)
+    return out
+
+
+def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None) -> Routing:
+    """Chooses experts for x[B, T, D], in float32.
+
+    ``s = sigmoid(x e_i)`` or ``softmax(x e)``. The bias takes part in choosing only; a group's score is the sum of its two best biased scores, and
+    experts outside the best ``top_groups`` groups cannot be chosen. Gates are the unbiased scores of the chosen, renormalised and scaled.
+
+    Args:
+      routes: int32[B, T, K] replays recorded choices; gates are still computed from x.
+    """
+    logits = jnp.matmul(x.astype(jnp.float32), params["router"].astype(jnp.float32), precision="highest")
+    scores = jax.nn.sigmoid(logits) if moe.scoring == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+    if routes is None:
+        biased = scores + params["router_bias"] if moe.bias else scores
+        if moe.n_groups > 1:
+            grouped = biased.reshape(*biased.shape[:-1], moe.n_groups, -1)
+            group_score = jax.lax.top_k(grouped, 2)[0].sum(-1)
+            best = jax.lax.top_k(group_score, moe.top_groups)[1]
+            allowed = jax.nn.one_hot(best, moe.n_groups, dtype=jnp.bool_).any(-2)
+            biased = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(biased.shape)
+        routes = jax.lax.top_k(jax.lax.stop_gradient(biased), moe.top_k)[1]
+    gates = jnp.take_along_axis(scores, routes, axis=-1)
+    if moe.renormalize:
+        gates = gates / (gates.sum(-1, keepdims=True) + 1e-20)
+    return Routing(routes, gates * moe.scale, scores)
+
+
+def moe(params, x: jax.Array, model: config.Model, routes: jax.Array | None = None) -> tuple[jax.Array, Routing]:
+    """Shared experts plus the gated sum of the chosen ones, for x[B, T, D]."""
+    routing = route(params, x, model.moe, routes)
+    out = experts(params, x, routing, model)
+    if model.moe.n_shared:
+        out = out + dense.mlp(params["shared"], x, model)
+    return out, routing
+
+
+def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
+    """The gated sum over experts, as one SwiGLU of width E * F whose channels are weighted by their expert's gate.
+
+    Every expert sees every token, so the cost grows with E: right for few small experts, and the reference for any other form.
+    """
+    e = model.moe.n_experts
+    weight = jnp.einsum("btk,btke->bte", routing.gates, jax.nn.one_hot(routing.experts, e, dtype=jnp.float32))
+    gate, up = (jnp.moveaxis(params[name], 0, 1) for name in ("gate", "up"))
+    hidden = jax.nn.silu(project(x, gate, model.matmul_dtype)) * project(x, up, model.matmul_dtype)
+    hidden = constrain(hidden * weight[..., None].astype(hidden.dtype), "batch", "sequence", "experts", "mlp")
+    return project(hidden, params["down"], model.matmul_dtype, contract=2)
+
+
+def load(routing: Routing, real: jax.Array) -> jax.Array:
+    """float32[E]: how often each expert was chosen by the tokens where bool real[B, T]."""
+    chosen = jax.nn.one_hot(routing.experts, routing.scores.shape[-1], dtype=jnp.float32)
+    return jnp.einsum("btke,bt->e", chosen, real.astype(jnp.float32))
+
+
+def balance_loss(routing: Routing, segments: jax.Array, top_k: int) -> jax.Array:
+    """V3's sequence-wise balance loss (eq. 17-20) without its weight, summed over sequences: float32[].
+
+    For each sequence of T tokens, ``sum_i f_i P_i`` with ``f_i = E / (K T) * (times i was chosen)`` and ``P_i`` the mean over tokens of
+    ``s_i / sum_j s_j``; 1 when perfectly even.
+    """
+    n = routing.scores.shape[-1]
+    chosen = jax.nn.one_hot(routing.experts, n, dtype=jnp.float32).sum(-2)
+    share = routing.scores / routing.scores.sum(-1, keepdims=True)
+
+    def row(segments, chosen, share):
+        def per_sequence(values):
+            return jax.ops.segment_sum(values, segments, num_segments=segments.shape[0] + 1)[1:]
+
+        tokens = jnp.maximum(per_sequence(jnp.ones(segments.shape, jnp.float32)), 1)[:, None]
+        return ((n / top_k) * per_sequence(chosen) / tokens * per_sequence(share) / tokens).sum()
+
+    return jax.vmap(row)(segments, chosen, share).sum()

@@ -1,0 +1,100 @@
+"""Parameters as data: a tree of ``ParamSpec`` is counted, initialised and sharded without a model class."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One array: its shape, the logical name of each axis (None is never split), and how it starts."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Literal["normal", "ones", "zeros"] = "normal"
+    std: float = 0.02
+    dtype: str = "float32"
+    trainable: bool = True
+    """False for arrays that a rule moves and not the gradient (the router's bias)."""
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"a ParamSpec of shape {self.shape} has {len(self.axes)} axis names {self.axes}")
+
+
+def is_spec(x: Any) -> bool:
+    return isinstance(x, ParamSpec)
+
+
+def map_specs(f: Callable[[ParamSpec], Any], specs: Tree) -> Tree:
+    return jax.tree.map(f, specs, is_leaf=is_spec)
+
+
+def stack(specs: Tree, count: int) -> Tree:
+    """The same parameters for ``count`` layers, along a new leading axis named ``layers``."""
+    return map_specs(lambda s: dataclasses.replace(s, shape=(count, *s.shape), axes=("layers", *s.axes)), specs)
+
+
+def path_name(path: tuple) -> str:
+    """A key path as text: ``segments/0/attention/q``."""
+    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+
+def count(specs: Tree) -> int:
+    """Number of parameters."""
+    return sum(math.prod(s.shape) for s in jax.tree.leaves(specs, is_leaf=is_spec))
+
+
+def abstract(specs: Tree) -> Tree:
+    return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype)), specs)
+
+
+def init(specs: Tree, key: jax.Array) -> Tree:
+    """Draws every array. An array's values depend on the key and its own path alone, not on what stands beside it."""
+
+    def draw(path, spec: ParamSpec):
+        if spec.init != "normal":
+            return jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, spec.dtype)
+        leaf_key = jax.random.fold_in(key, zlib.crc32(path_name(path).encode()))
+        return (spec.std * jax.random.normal(leaf_key, spec.shape, jnp.float32)).astype(spec.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, specs, is_leaf=is_spec)
+
+
+def trainable_mask(specs: Tree, frozen: tuple[str, ...] = ()) -> Tree:
+    """bool per parameter: moved by the gradient, unless a regular expression in ``frozen`` matches its path.
+
+    Raises:
+      ValueError: a pattern matches nothing, or nothing is left to train.
+    """
+    names = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)]
+    for pattern in frozen:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(f"frozen: {pattern!r} matches no parameter; paths look like {names[0]!r}, {names[-1]!r}")
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, s: s.trainable and not any(re.search(p, path_name(path)) for p in frozen), specs, is_leaf=is_spec
+    )
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(f"frozen={frozen} freezes every parameter; nothing is left to train")
+    return mask
+
+
+def split(tree: Tree, mask: Tree) -> tuple[Tree, Tree]:
+    """(where mask, where not mask): both keep the structure, with None in the other's places."""
+    return jax.tree.map(lambda x, m: x if m else None, tree, mask), jax.tree.map(lambda x, m: None if m else x, tree, mask)
+
+
+def merge(a: Tree, b: Tree) -> Tree:
+    """The inverse of ``split``."""
+    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None)

@@ -1,0 +1,150 @@
+"""Where arrays lie: one mesh, one table of rules per phase, and ``constrain``.
+
+Models name logical axes. Only this file and the configs know mesh axes. The same weights are laid out by the ``train`` table while they
+learn and by the ``decode`` table while they generate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from r1jax import config
+from r1jax.params import map_specs
+
+AXES = ("data", "fsdp", "expert", "tensor", "context")
+Phase = Literal["train", "decode"]
+Rules = Mapping[str, tuple[str, ...]]
+
+TRAIN: Rules = {
+    "batch": ("data", "fsdp", "expert"),
+    "sequence": ("context",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "experts": ("expert",),
+}
+
+# One token per row leaves no sequence to split, so the context axis takes rows too.
+DECODE: Rules = {**TRAIN, "batch": ("data", "fsdp", "expert", "context"), "sequence": ()}
+
+# The latent cache has no head axis: splitting heads would copy it to every tensor device, so rows go there instead.
+DECODE_LATENT: Rules = {**DECODE, "batch": (*DECODE["batch"], "tensor"), "heads": ()}
+
+
+def rules(phase: Phase, attention: str) -> Rules:
+    """The table of a phase. ``attention`` is the model's ``attention.kind``."""
+    if phase == "train":
+        return TRAIN
+    return DECODE_LATENT if attention == "mla" else DECODE
+
+
+def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
+    """The mesh of all devices. Axes are Auto: the compiler inserts the collectives.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [getattr(sizes, axis) for axis in AXES]
+    if 0 in shape:
+        rest, left = divmod(len(devices), math.prod(s for s in shape if s))
+        if left or not rest:
+            raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {len(devices)} devices found")
+        shape[shape.index(0)] = rest
+    if math.prod(shape) != len(devices):
+        raise ValueError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} needs {math.prod(shape)} devices, {len(devices)} were found; "
+            "set one size to 0 to take what is left"
+        )
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def describe(mesh: jax.sharding.Mesh) -> str:
+    split = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}" + (f" as {split}" if split else "")
+
+
+def partition(axes: tuple[str | None, ...], table: Rules) -> PartitionSpec:
+    """Mesh axes for logical axes. A mesh axis splits at most one array axis: the first that asks has it."""
+    used: set[str] = set()
+    parts = []
+    for name in axes:
+        mine = tuple(a for a in table.get(name, ()) if a not in used) if name else ()
+        used.update(mine)
+        parts.append(mine or None)
+    return PartitionSpec(*parts)
+
+
+def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
+    """A NamedSharding per ParamSpec.
+
+    Raises:
+      ValueError: an axis is not a multiple of the devices it is split over. KV heads are replicated instead: there are few of them.
+    """
+
+    def one(spec):
+        parts = list(partition(spec.axes, table))
+        for i, (size, part) in enumerate(zip(spec.shape, parts, strict=True)):
+            ways = math.prod(mesh.shape[a] for a in part or ())
+            if size % ways and spec.axes[i] == "kv_heads":
+                parts[i] = None
+            elif size % ways:
+                raise ValueError(
+                    f"the {spec.axes[i]!r} axis of an array {spec.shape} has {size} entries, not a multiple of the {ways} devices of mesh "
+                    f"axes {part}; choose other mesh sizes"
+                )
+        return NamedSharding(mesh, PartitionSpec(*parts))
+
+    return map_specs(one, specs)
+
+
+def batch_ways(mesh: jax.sharding.Mesh, table: Rules) -> int:
+    """Over how many devices the rows of a batch lie."""
+    return math.prod(mesh.shape[a] for a in table["batch"])
+
+
+_current: contextvars.ContextVar[tuple[jax.sharding.Mesh, Rules] | None] = contextvars.ContextVar("sharding", default=None)
+
+
+@contextlib.contextmanager
+def using(mesh: jax.sharding.Mesh, table: Rules):
+    """Makes ``constrain`` follow this mesh and table while functions are traced inside."""
+    token = _current.set((mesh, table))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Fixes the layout of an intermediate array by its logical axes; nothing outside ``using`` or on one device."""
+    current = _current.get()
+    if current is None or current[0].size == 1:
+        return x
+    mesh, table = current
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, table)))
+
+
+def put(x: np.ndarray, mesh: jax.sharding.Mesh, table: Rules, *axes: str | None) -> jax.Array:
+    """A host array that every process holds becomes one global array; each process uploads its own part."""
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, partition(axes, table)), lambda index: x[index])
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """A global array as a whole on every host."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
