@@ -14,6 +14,10 @@ class ConfigError(ValueError):
     """A value of a config that cannot work; the message is one line for the person who wrote it."""
 
 
+class GuardStop(RuntimeError):
+    """A guard stopped the run (no signal, failing rewards, too little memory); the message says which, and what to do."""
+
+
 def to_json(config: Any) -> Any:
     """A config as JSON values: dataclasses become objects, tuples become lists."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

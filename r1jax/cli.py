@@ -1,0 +1,276 @@
+"""The command ``r1jax``: parses arguments, starts jax.distributed, and turns errors into one line and an exit code.
+
+A command is a function of another room, imported when it is called, so that ``--help`` loads no jax. Exit codes: 0 did what
+was asked, 2 the user's mistake, 3 stopped by a guard, 75 pre-empted and saved, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+import r1jax
+from r1jax.config import commands
+from r1jax.config.base import ConfigError, GuardStop
+from r1jax.config.loading import list_configs, load_config
+from r1jax.config.stages import Pipeline, Stage
+
+T = TypeVar("T")
+
+
+# -- Commands
+
+
+def train(args: Sequence[str]) -> int:
+    name, config, command = parse_train(args)
+    start_distributed()
+    from r1jax.stages.run import train
+
+    return train(config, name=name, run_dir=command.run_dir, dry_run=command.dry_run)
+
+
+def generate(args: Sequence[str]) -> int:
+    command = parse(commands.Generate, args, "r1jax generate")
+    start_distributed()
+    from r1jax.eval.generate import generate
+
+    return generate(command)
+
+
+def score(args: Sequence[str]) -> int:
+    command = parse(commands.Score, args, "r1jax score")
+    start_distributed()
+    from r1jax.eval.score import score
+
+    return score(command)
+
+
+def evaluate(args: Sequence[str]) -> int:
+    command = parse(commands.Evaluate, args, "r1jax eval")
+    start_distributed()
+    from r1jax.eval.evaluate import evaluate
+
+    return evaluate(command)
+
+
+def samples(args: Sequence[str]) -> int:
+    command = parse(commands.Samples, args, "r1jax samples")
+    from r1jax.observe.samples import show_samples
+
+    return show_samples(command.run, where=command.where, last=command.last, follow=command.follow)
+
+
+def configs(args: Sequence[str]) -> int:
+    parse(commands.Configs, args, "r1jax configs")
+    for name, line in list_configs():
+        print(f"{name:<20} {line}")
+    return 0
+
+
+def doctor(args: Sequence[str]) -> int:
+    parse(commands.Doctor, args, "r1jax doctor")
+    from r1jax.doctor import doctor
+
+    return doctor()
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Sequence[str]], int]]] = {
+    "train": (commands.Train, train),
+    "generate": (commands.Generate, generate),
+    "score": (commands.Score, score),
+    "eval": (commands.Evaluate, evaluate),
+    "samples": (commands.Samples, samples),
+    "configs": (commands.Configs, configs),
+    "doctor": (commands.Doctor, doctor),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. ``--help`` leaves by SystemExit(0)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: configs name rewards and sources by import path
+    try:
+        return run(argv)
+    except KeyboardInterrupt as interrupt:
+        print(f"r1jax: interrupted{how_to_resume(argv, interrupt)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except GuardStop as stop:
+        return fail("stopped", stop, 3)
+    except (ValueError, OSError) as error:
+        return fail("error", error, 2)
+
+
+def run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"r1jax {r1jax.__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(COMMANDS)}"
+        raise ConfigError(f"no command {argv[0]!r}; {hint}")
+    return COMMANDS[argv[0]][1](argv[1:])
+
+
+def overview() -> str:
+    lines = [f"  {name:<10} {arguments.__doc__.splitlines()[0]}" for name, (arguments, _) in COMMANDS.items()]
+    return "\n".join(
+        [r1jax.__doc__.splitlines()[0], "", "usage: r1jax COMMAND [--help] ...", "", *lines, ""]
+        + ["`r1jax train CONFIG --help` lists every setting of that config, its meaning and its value."]
+    )
+
+
+# -- Errors
+
+
+def fail(kind: str, error: Exception, code: int) -> int:
+    if os.environ.get("R1JAX_DEBUG"):
+        traceback.print_exception(error)
+    message = " ".join(str(error).split("\n")) or type(error).__name__
+    print(f"r1jax: {kind}: {message}", file=sys.stderr)
+    return code
+
+
+def how_to_resume(argv: Sequence[str], interrupt: KeyboardInterrupt) -> str:
+    """The command that goes on with the run. Training names its directory as the argument of KeyboardInterrupt."""
+    words = list(argv)
+    if "--run-dir" not in words and interrupt.args:
+        words += ["--run-dir", str(interrupt.args[0])]
+    if words[:1] != ["train"] or "--run-dir" not in words:
+        return ""
+    return f"; this goes on from the last checkpoint: r1jax {shlex.join(words)}"
+
+
+# -- Arguments
+
+
+def parse_train(args: Sequence[str]) -> tuple[str, Stage | Pipeline, commands.Train]:
+    """The config's name, its value with the flags' changes, and the command's own arguments."""
+    if not args or args[0].startswith("-"):
+        parse(commands.Train, [a for a in args if a in ("-h", "--help")], "r1jax train")
+    name, config = load_config(args[0])
+    settings = ("settings", Annotated[type(config), tyro.conf.arg(name="")], dataclasses.field(default=config))
+    both = dataclasses.make_dataclass("Train", [settings], bases=(commands.Train,), frozen=True)
+    parsed = parse(both, args, "r1jax train", describe=f"Settings of {name}, and the values they have without an option.")
+    return name, parsed.settings, parsed
+
+
+def parse(arguments: type[T], args: Sequence[str], prog: str, describe: str | None = None) -> T:
+    """``args`` as an instance of a dataclass.
+
+    Raises:
+      ConfigError: an unknown option, with the nearest ones that exist, or a value that does not fit.
+    """
+    positional = (tyro.conf.PositionalRequiredArgs,) if arguments.__name__ in ("Train", "Samples") else ()
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            parsed, unknown = tyro.cli(
+                tyro.conf.AvoidSubcommands[arguments],  # a union would become a subcommand otherwise
+                args=list(args),
+                prog=prog,
+                description=describe,
+                config=positional,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        message = unboxed(box.getvalue()).removeprefix("Error parsing ").removeprefix("settings.")
+        raise ConfigError(message.removeprefix(f"{arguments.__name__}: ")) from None
+    if unknown:
+        raise ConfigError(f"{why_unknown(unknown[0], parsed)} ({prog} {'CONFIG ' * (prog == 'r1jax train')}--help lists all)")
+    return parsed
+
+
+def unboxed(box: str) -> str:
+    """The first paragraph of tyro's framed message, as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │|") for line in plain.splitlines()[1:-1]]
+    return " ".join(" ".join(itertools.takewhile(lambda line: line.strip("─-"), lines)).split())
+
+
+def why_unknown(word: str, parsed: Any) -> str:
+    """What is wrong with a word that no option of ``parsed`` took."""
+    if not word.startswith("--"):
+        return f"unexpected argument {word!r}"
+    flag = word.split("=")[0].replace("_", "-")
+    known = {flag.replace("--settings.", "--"): value for flag, value in options(parsed)}
+    for parent, value in known.items():
+        if flag.startswith(f"{parent}."):
+            return f"no option {flag}: {parent} is {value if value is None else 'empty'}; give it a value in the config's file"
+    near = [name for name in known if name.startswith(f"{flag}.") or name.rpartition(".")[2] == flag.removeprefix("--")]
+    near = near or difflib.get_close_matches(flag, known, n=3, cutoff=0.7)
+    return f"no option {flag}" + (f"; did you mean {' or '.join(near[:3])}?" if near else "")
+
+
+def options(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """(flag, value) of every leaf of a dataclass, as tyro names them."""
+    if dataclasses.is_dataclass(value):
+        parts = [(field.name, vars(value)[field.name]) for field in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+        parts = list(enumerate(value))
+    else:
+        parts = []
+    for name, part in parts:
+        yield from options(part, f"{where}.{name}" if where else str(name))
+    if not parts:
+        stem, _, leaf = where.replace("_", "-").rpartition(".")
+        prefix = f"--{stem}." if stem else "--"
+        yield f"{prefix}{leaf}", value
+        if isinstance(value, bool):
+            yield f"{prefix}no-{leaf}", value
+
+
+# -- Several processes
+
+
+def start_distributed() -> None:
+    """Starts jax.distributed when several processes were launched; a process on its own starts nothing.
+
+    R1JAX_COORDINATOR is HOST:PORT, with R1JAX_NUM_PROCESSES and R1JAX_PROCESS_ID; or ``auto``, which lets jax ask the
+    cluster (a TPU pod, SLURM, MPI). A SLURM step of more than one task is found without it.
+
+    Raises:
+      ConfigError: a variable is missing or no number.
+    """
+    coordinator = os.environ.get("R1JAX_COORDINATOR")
+    # the step's count, not the job's: a batch script that calls r1jax without srun is one process of a job of many
+    slurm_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if coordinator is None and slurm_tasks == "1":
+        return
+    where: dict[str, Any] = {}
+    if coordinator not in (None, "auto"):
+        where = {"coordinator_address": coordinator}
+        where |= {"num_processes": number("R1JAX_NUM_PROCESSES"), "process_id": number("R1JAX_PROCESS_ID")}
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(**where)
+
+
+def number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    if not text.isdecimal():
+        raise ConfigError(f"R1JAX_COORDINATOR is set, so {variable} must be a number; it is {text!r}")
+    return int(text)
