@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, on a host that shows 8 devices: one process can then hold a mesh. Single-device tests use the first."""
+"""Every test runs on the CPU, on a host that shows 8 devices, so one process can hold a mesh; the others use the first."""
 
 import os
 import sys
