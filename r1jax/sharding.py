@@ -78,13 +78,17 @@ def describe(mesh: jax.sharding.Mesh) -> str:
 
 def partition(axes: tuple[str | None, ...], table: Rules) -> PartitionSpec:
     """Mesh axes for logical axes. A mesh axis splits at most one array axis: the first that asks has it."""
+    return PartitionSpec(*(part or None for part in _parts(axes, table)))
+
+
+def _parts(axes: tuple[str | None, ...], table: Rules) -> list[tuple[str, ...]]:
     used: set[str] = set()
     parts = []
     for name in axes:
         mine = tuple(a for a in table.get(name, ()) if a not in used) if name else ()
         used.update(mine)
-        parts.append(mine or None)
-    return PartitionSpec(*parts)
+        parts.append(mine)
+    return parts
 
 
 def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
@@ -95,17 +99,17 @@ def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
     """
 
     def one(spec):
-        parts = list(partition(spec.axes, table))
+        parts = _parts(spec.axes, table)
         for i, (size, part) in enumerate(zip(spec.shape, parts, strict=True)):
-            ways = math.prod(mesh.shape[a] for a in part or ())
+            ways = math.prod(mesh.shape[a] for a in part)
             if size % ways and spec.axes[i] == "kv_heads":
-                parts[i] = None
+                parts[i] = ()
             elif size % ways:
                 raise ValueError(
                     f"the {spec.axes[i]!r} axis of an array {spec.shape} has {size} entries, not a multiple of the {ways} devices of mesh "
                     f"axes {part}; choose other mesh sizes"
                 )
-        return NamedSharding(mesh, PartitionSpec(*parts))
+        return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
 
     return map_specs(one, specs)
 

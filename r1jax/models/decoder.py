@@ -18,7 +18,7 @@ from r1jax.nn import mlp as dense
 from r1jax.nn import moe as sparse
 from r1jax.nn.attention import cache_mask, packed_mask
 from r1jax.nn.matmul import project
-from r1jax.params import ParamSpec, stack
+from r1jax.params import ParamSpec, path_name, stack
 from r1jax.sharding import constrain
 
 
@@ -71,6 +71,15 @@ def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
 def head_kernel(params) -> jax.Array:
     """[D, V]: the output head, or the embedding's transpose when they are tied."""
     return params["head"]["kernel"] if "head" in params else params["embed"]["table"].T
+
+
+def cast_kernels(params, model: config.Model):
+    """The weights as the matrix products read them, for a loop that reads them once per token. Norms, biases and the router stay in float32."""
+
+    def cast(path, x):
+        return x if x.ndim < 2 or any(word in path_name(path) for word in ("norm", "bias", "router")) else x.astype(model.matmul_dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def forward(params, tokens, positions, segments, *, model: config.Model, cache=None, routes=None, absorbed=None) -> tuple[jax.Array, Aux, Any]:

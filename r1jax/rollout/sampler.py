@@ -1,0 +1,262 @@
+"""The rollout engine: a question is prefilled once, its answers are decoded together, inside one compiled loop.
+
+A stage knows ``load`` and ``generate`` and no more, so another engine can stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from r1jax import config, sharding
+from r1jax.models import cache as caches
+from r1jax.models import decoder
+from r1jax.nn.matmul import project
+from r1jax.rollout.sampling import row_keys, sample_tokens
+from r1jax.types import Trajectories
+
+ROUND_TO = 8  # prompt lengths are padded to a multiple of this
+GOING = -1  # Decoding.finish of a row that has not ended
+
+
+@struct.dataclass
+class Decoding:
+    """S rows on their way. ``C`` is the answer's cap."""
+
+    cache: tuple[jax.Array, ...]
+    tokens: jax.Array
+    """int32[S, C]"""
+    logprobs: jax.Array
+    """float32[S, C]"""
+    length: jax.Array
+    """int32[S]: tokens sampled so far."""
+    finish: jax.Array
+    """int32[S]: index into ``types.FINISH``, or GOING."""
+    prompt_length: jax.Array
+    """int32[S]"""
+    keys: jax.Array
+    step: jax.Array
+    """int32[]: index of the next token within the answers."""
+
+
+class Sampler:
+    """Generates with one set of weights.
+
+    Args:
+      model: the architecture.
+      engine: static shapes. ``slots`` is rounded up to the devices that share the batch.
+      mesh: where to run.
+      end_ids: tokens that end an answer.
+      text: token ids -> str; needed for stop strings.
+      seed: of the run. The key of a token is folded from (seed, round, prompt id, sample, position).
+    """
+
+    def __init__(self, model: config.Model, engine: config.Engine, mesh: jax.sharding.Mesh, *, end_ids: Sequence[int],
+                 text: Callable[[list[int]], str] | None = None, seed: int = 0):  # fmt: skip
+        self.model, self.engine, self.mesh, self.text = model, engine, mesh, text
+        self.rules = sharding.rules("decode", model.attention.kind)
+        self.ways = sharding.batch_ways(mesh, self.rules)
+        self.slots = -(-engine.slots // self.ways) * self.ways
+        self.seed = seed
+        self.end_ids = tuple(end_ids)
+        self.shardings = sharding.param_shardings(decoder.specs(model), mesh, self.rules)
+        self._reshard = jax.jit(partial(decoder.cast_kernels, model=model), out_shardings=self.shardings)
+        self._prefill = jax.jit(self._prefill_rows, static_argnames=("cap", "greedy", "top_p"))
+        self._decode = jax.jit(self._decode_rows, static_argnames=("greedy", "top_p"), donate_argnames=("state",))
+        self.params = None
+
+    def load(self, params) -> None:
+        """Takes the trainer's weights into the decode layout, kernels in the type that the products read."""
+        self.params = self._reshard(params)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: config.Sampling,
+        *,
+        samples: int = 1,
+        round: int = 0,
+        ids: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] = lambda answers, tokens: None,
+    ) -> Trajectories:
+        """``samples`` answers to every prompt.
+
+        Args:
+          prompts: token ids, each with at least one token.
+          round: which rollout of the run; another round draws other tokens.
+          ids: int32 name of each prompt in the random stream; their index if None.
+          progress: called with (answers, tokens) as they come.
+
+        Raises:
+          ValueError: no weights are loaded, a prompt is empty or longer than ``engine.max_prompt_tokens``, or no bucket is long enough.
+        """
+        if self.params is None:
+            raise ValueError("the sampler has no weights; call load(params) before generate")
+        if sampling.stop and self.text is None:
+            raise ValueError("stop strings need the tokenizer: give Sampler(text=tokenizer.decode)")
+        longest = max((len(p) for p in prompts), default=0)
+        if not prompts or min(len(p) for p in prompts) == 0:
+            raise ValueError("there is no prompt, or an empty one; every prompt needs at least one token")
+        if longest > self.engine.max_prompt_tokens:
+            raise ValueError(
+                f"a prompt has {longest} tokens, the engine was sized for {self.engine.max_prompt_tokens}; raise engine.max_prompt_tokens"
+            )
+        ids = np.arange(len(prompts)) if ids is None else np.asarray(ids)
+        # A pass over the slots holds whole questions, or a part of one that has more answers than there are slots.
+        together, width = max(1, self.slots // samples), min(samples, self.slots)
+        parts = []
+        with sharding.using(self.mesh, self.rules):
+            for start in range(0, len(prompts), together):
+                questions = np.arange(start, min(start + together, len(prompts)))
+                for first in range(0, samples, width):
+                    numbers = np.arange(first, min(first + width, samples))
+                    parts.append(self._run(prompts, questions, numbers, together, ids, sampling, round))
+                    progress(len(parts[-1].length), int((parts[-1].length - parts[-1].prompt_length).sum()))
+        return concatenate(parts)
+
+    def _run(self, prompts, questions, numbers, together: int, ids, sampling: config.Sampling, round: int) -> Trajectories:
+        """Decodes the answers ``numbers`` to each of ``questions`` to their end. Slots that are left over are dead from the start."""
+        cap = sampling.max_new_tokens
+        height = -(-together // self.ways) * self.ways
+        tokens = np.zeros((height, self._prompt_width(max(len(prompts[q]) for q in questions), cap)), np.int32)
+        lengths = np.ones(height, np.int32)
+        for i, q in enumerate(questions):
+            tokens[i, : len(prompts[q])] = prompts[q]
+            lengths[i] = len(prompts[q])
+        rows = len(questions) * len(numbers)
+        owner, sample = (np.zeros(self.slots, np.int32) for _ in range(2))
+        owner[:rows], sample[:rows] = np.repeat(np.arange(len(questions)), len(numbers)), np.tile(numbers, len(questions))
+        prompt_id = ids[questions].astype(np.int32)[np.minimum(owner, len(questions) - 1)]
+
+        how = {"greedy": sampling.temperature == 0, "top_p": sampling.top_p}
+        temperature = np.float32(sampling.temperature or 1.0)
+        state = self._prefill(
+            self.params, tokens, lengths, owner, prompt_id, sample, np.int32(rows), np.int32(round), temperature, cap=cap, **how
+        )
+        # Stop strings are searched for by the host every `chunk` steps: a string may straddle tokens, which no token id tells.
+        until = self.engine.chunk if sampling.stop else cap
+        while True:
+            state = self._decode(self.params, state=state, until=np.int32(min(until, cap)), temperature=temperature, **how)
+            if until >= cap or bool((state.finish >= 0).all()):
+                break
+            state = self._end_at_stop_strings(state, sampling.stop)
+            until += self.engine.chunk
+        if sampling.stop:
+            state = self._end_at_stop_strings(state, sampling.stop)
+        answers, logprobs, length, finish = (sharding.fetch(x)[:rows] for x in (state.tokens, state.logprobs, state.length, state.finish))
+        return _trajectories([prompts[questions[i]] for i in owner[:rows]], prompt_id[:rows], sample[:rows], answers, logprobs, length, finish)
+
+    def _prompt_width(self, longest: int, cap: int) -> int:
+        """Padded prompt length: one of a few, so that few programs are compiled."""
+        if not self.engine.buckets:
+            widths = {-(-self.engine.max_prompt_tokens // (ROUND_TO * parts)) * ROUND_TO for parts in (1, 2, 4, 8)}
+            return min(w for w in widths if w >= longest)
+        fitting = [b - cap for b in self.engine.buckets if b - cap >= longest]
+        if not fitting:
+            raise ValueError(
+                f"a prompt of {longest} tokens with answers of up to {cap} needs {longest + cap} tokens, but the largest of engine.buckets "
+                f"is {self.engine.buckets[-1]}; add a larger one"
+            )
+        return fitting[0]
+
+    def _prefill_rows(self, params, tokens, lengths, owner, prompt_id, sample, rows, round, temperature, *, cap, greedy, top_p):
+        """Runs the prompts int32[Q, P] once, gives each of the S rows its question's cache, and samples every row's first token."""
+        height, width = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+        segments = (positions < lengths[:, None]).astype(jnp.int32)
+        fresh = caches.create(self.model, height, width)
+        hidden, _, cache = decoder.forward(params, tokens, positions, segments, model=self.model, cache=fresh)
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+        state = Decoding(
+            cache=caches.extend(cache, self.model, self.slots, width + cap, owner),
+            tokens=jnp.zeros((self.slots, cap), jnp.int32),
+            logprobs=jnp.zeros((self.slots, cap), jnp.float32),
+            length=jnp.zeros(self.slots, jnp.int32),
+            finish=jnp.where(jnp.arange(self.slots) < rows, GOING, 0),
+            prompt_length=lengths[owner],
+            keys=row_keys(self.seed, round, prompt_id, sample),
+            step=jnp.zeros((), jnp.int32),
+        )
+        logits = self._logits(params, last)[owner]
+        return self._append(state, logits, temperature, greedy, top_p)
+
+    def _decode_rows(self, params, *, state: Decoding, until, temperature, greedy, top_p) -> Decoding:
+        """Appends tokens until step ``until`` or until every row has ended. No row leaves the device on the way."""
+
+        def going(state):
+            return (state.step < until) & (state.finish == GOING).any()
+
+        def step(state):
+            newest = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1)
+            position = (state.prompt_length + state.step - 1)[:, None]
+            live = (state.finish == GOING)[:, None].astype(jnp.int32)
+            hidden, _, cache = decoder.forward(params, newest, position, live, model=self.model, cache=state.cache)
+            return self._append(state.replace(cache=cache), self._logits(params, hidden), temperature, greedy, top_p)
+
+        state = jax.lax.while_loop(going, step, state)
+        # A row that is still going at its cap ended by length.
+        at_cap = (state.finish == GOING) & (state.length >= state.tokens.shape[1])
+        return state.replace(finish=jnp.where(at_cap, 0, state.finish))
+
+    def _logits(self, params, hidden) -> jax.Array:
+        """float32[B, V] for [B, 1, D]."""
+        return project(hidden[:, 0], decoder.head_kernel(params), self.model.matmul_dtype).astype(jnp.float32)
+
+    def _append(self, state: Decoding, logits, temperature, greedy, top_p) -> Decoding:
+        """Samples a token for each row that goes on; the others keep what they have."""
+        token, logprob = sample_tokens(logits, state.keys, state.step, temperature=temperature, greedy=greedy, top_p=top_p)
+        live = state.finish == GOING
+        at = (0, state.step)
+        ended = jnp.isin(token, jnp.array(self.end_ids, jnp.int32))
+        return state.replace(
+            tokens=jax.lax.dynamic_update_slice(state.tokens, jnp.where(live, token, 0)[:, None], at),
+            logprobs=jax.lax.dynamic_update_slice(state.logprobs, jnp.where(live, logprob, 0.0)[:, None], at),
+            length=state.length + live,
+            finish=jnp.where(live & ended, 1, state.finish),
+            step=state.step + 1,
+        )
+
+    def _end_at_stop_strings(self, state: Decoding, stop: tuple[str, ...]) -> Decoding:
+        """Ends rows whose text holds a stop string at the token that completes it, and forgets what came after."""
+        tokens, length, finish = (sharding.fetch(x).copy() for x in (state.tokens, state.length, state.finish))
+        for row in range(len(tokens)):
+            ids = tokens[row, : length[row]].tolist()
+            if finish[row] == 2 or not any(s in self.text(ids) for s in stop):
+                continue
+            length[row] = next(n for n in range(1, len(ids) + 1) if any(s in self.text(ids[:n]) for s in stop))
+            finish[row] = 2
+        kept = np.arange(tokens.shape[1]) < length[:, None]
+        return state.replace(
+            tokens=jnp.where(kept, state.tokens, 0), logprobs=jnp.where(kept, state.logprobs, 0.0), length=jnp.asarray(length), finish=jnp.asarray(finish)
+        )
+
+
+def _trajectories(prompts, prompt_id, sample, answers, logprobs, length, finish) -> Trajectories:
+    """Puts each answer behind its prompt."""
+    rows, prompt_length = len(prompts), np.array([len(p) for p in prompts], np.int32)
+    total = prompt_length + length
+    tokens = np.zeros((rows, int(total.max())), np.int32)
+    mask, placed = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, np.float32)
+    for i, prompt in enumerate(prompts):
+        here = slice(len(prompt), int(total[i]))
+        tokens[i, : len(prompt)] = prompt
+        tokens[i, here], placed[i, here], mask[i, here] = answers[i, : length[i]], logprobs[i, : length[i]], True
+    return Trajectories(
+        tokens=tokens, prompt_length=prompt_length, length=total.astype(np.int32), loss_mask=mask, logprobs=placed,
+        finish=finish.astype(np.int8), prompt_id=prompt_id, sample=sample,
+    )  # fmt: skip
+
+
+def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
+    """One set of rows out of several, padded to the longest."""
+    width = max(p.tokens.shape[1] for p in parts)
+
+    def join(*arrays):
+        return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1]))) if a.ndim == 2 else a for a in arrays])
+
+    return jax.tree.map(join, *parts)
