@@ -1,0 +1,202 @@
+"""Sampled answers with their rewards: ``samples.jsonl``, and the viewer behind ``r1jax samples``.
+
+A row is ``{"step", "prompt_id", "sample", "source", "prompt", "completion", "answer", "rewards": {name: {"value", "status",
+"why"}}, "reward": float, "advantage": float, "finish": str, "length": int}``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from r1jax.observe import jsonl
+from r1jax.observe.text import number, printable
+
+FILE = "samples.jsonl"
+FIELDS = ("step", "prompt_id", "sample", "source", "answer", "reward", "advantage", "finish", "length")
+"""Fields of a row that ``--where`` compares, beside rewards by name and ``NAME.status``."""
+
+
+class SamplesWriter:
+    """Appends sampled answers to ``samples.jsonl`` in the run directory ``path``.
+
+    Args:
+      path: the run directory; made if absent.
+      resumed_at: the step of the checkpoint that a resumed run goes on from; later rows are dropped.
+    """
+
+    def __init__(self, path: Path, *, resumed_at: int | None = None):
+        self._lines = jsonl.Appender(Path(path) / FILE, resumed_at)
+
+    def write(self, step: int, rows: list[dict]) -> None:
+        """``rows`` are as the module says; ``step`` is put in."""
+        self._lines.write(*({**row, "step": int(step)} for row in rows))
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def __enter__(self) -> SamplesWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``name`` of a row compared with ``value``."""
+
+    name: str
+    compare: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """
+        Raises:
+          ValueError: ``text`` is not NAME=VALUE, NAME<VALUE or NAME>VALUE.
+        """
+        match = re.fullmatch(r"\s*([^=<>]+?)\s*([=<>])\s*(.*?)\s*", text)
+        if not match or (match[2] in "<>" and _as_float(match[3]) is None):
+            raise ValueError(f"--where {text}: expected NAME=VALUE, NAME<NUMBER or NAME>NUMBER, e.g. accuracy=0")
+        return cls(*match.groups())
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Numbers are compared as numbers, anything else as text, and only by =. An absent name does not hold."""
+        if self.name not in values:
+            return False
+        value = values[self.name]
+        left, right = _as_float(value), _as_float(self.value)
+        if left is None or right is None:
+            return self.compare == "=" and str(value) == self.value
+        return {"=": left == right, "<": left < right, ">": left > right}[self.compare]
+
+
+def values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--where`` can name in a row: its fields, and each reward's value and ``NAME.status``."""
+    found = {name: row[name] for name in FIELDS if name in row}
+    for name, score in row.get("rewards", {}).items():
+        found[name] = score.get("value")
+        found[f"{name}.status"] = score.get("status")
+    return found
+
+
+def show_samples(
+    run: Path, *, where: tuple[str, ...] = (), last: int = 10, follow: bool = False, console: Console | None = None
+) -> int:
+    """Prints the last samples of a run, or of each stage of a pipeline's run; with ``follow`` also those that come.
+
+    Args:
+      run: a run directory.
+      where: conditions ``NAME=VALUE``, ``NAME<VALUE`` or ``NAME>VALUE`` that all must hold.
+      last: how many of the samples written so far are shown, of each stage; 0 shows all.
+      follow: go on until interrupted.
+
+    Returns:
+      0, the exit code.
+
+    Raises:
+      ValueError: no samples there, a malformed condition, or a name that no sample has; one line.
+    """
+    console = console or Console(highlight=False)
+    conditions = [Condition.parse(text) for text in where]
+    if not run.is_dir():
+        raise ValueError(f"{run} is not a directory; name a run directory, such as runs/quickstart-20260101-120000")
+    tails = {stage: _Tail(path) for stage, path in _files(run).items()}
+    if not tails and not follow:
+        raise ValueError(f"{run} holds no {FILE}; the run has sampled nothing yet, or its log.samples_per_step is 0")
+
+    known: set[str] = set()
+    matches: dict[str, deque[dict]] = {stage: deque(maxlen=last or None) for stage in tails}
+    for stage, tail in tails.items():
+        for row in tail.rows():
+            known |= values(row).keys()
+            if all(c.holds(values(row)) for c in conditions):
+                matches[stage].append(row)
+    for condition in conditions:
+        if known and condition.name not in known:
+            raise ValueError(f"--where {condition.name}: no sample has it; there are {', '.join(sorted(known))}")
+    for stage, rows in matches.items():
+        for row in rows:
+            print_sample(row, stage, console)
+    if not any(matches.values()) and not follow:
+        console.print("no sample matches" if known else "no samples yet", highlight=False)
+
+    try:
+        while follow:
+            for stage, path in _files(run).items():
+                for row in tails.setdefault(stage, _Tail(path)).rows():
+                    if all(c.holds(values(row)) for c in conditions):
+                        print_sample(row, stage, console)
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        pass  # the way that following ends
+    return 0
+
+
+def print_sample(row: Mapping[str, Any], stage: str, console: Console) -> None:
+    """One sample in full: a ruled heading, prompt, completion, and a line for each reward."""
+
+    def put(text: str, style: str = "") -> None:
+        console.print(Text(printable(text, console.encoding or "utf-8"), style), soft_wrap=True)
+
+    heading = [stage] if stage else []
+    heading += [f"{name} {row[name]}" for name in ("step", "source", "prompt_id", "sample") if name in row]
+    console.rule(Text(printable("  ".join(heading), console.encoding or "utf-8"), "bold"), align="left")
+    put(str(row.get("prompt", "")), "dim")
+    put(str(row.get("completion", "")))
+    if row.get("answer") is not None:
+        put(f"answer      {row['answer']}", "green")
+    for name, score in row.get("rewards", {}).items():
+        status, value, why = score.get("status", "ok"), score.get("value"), score.get("why", "")
+        text = "null" if value is None else number(value)
+        put("  ".join([f"{name:<10}  {text:<6}", status, *([why] if why else [])]), "cyan" if status == "ok" else "red")
+    ends = [f"{k} {number(row[k])}" for k in ("reward", "advantage") if row.get(k) is not None]
+    ends += [f"{k} {row[k]}" for k in ("finish", "length") if k in row]
+    put("  ".join(ends), "dim")
+    put("")
+
+
+class _Tail:
+    """The complete lines of a file that were not yet read; starts over when the file was cut back."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._offset = 0
+
+    def rows(self) -> Iterator[dict]:
+        with self._path.open("rb") as file:
+            if file.seek(0, 2) < self._offset:
+                self._offset = 0
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield jsonl.parse(line, f"{self._path}, byte {self._offset - len(line)}")
+
+
+def _files(run: Path) -> dict[str, Path]:
+    """The samples of a run under "", or those of a pipeline's stages under their names, in the order of its config."""
+    if (run / FILE).exists():
+        return {"": run / FILE}
+    found = {path.parent.name: path for path in run.glob(f"*/{FILE}")}
+    config = run / "config.json"
+    order = list(json.loads(config.read_text())) if config.exists() else []
+    return {name: found[name] for name in sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))}
+
+
+def _as_float(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
