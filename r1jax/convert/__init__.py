@@ -1,0 +1,1 @@
+"""Other people's checkpoints and ours. Nobody else knows their tensor names."""
