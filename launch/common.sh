@@ -82,7 +82,7 @@ holder() {
   local file link pid
   for file in "$@"; do
     for link in /proc/[0-9]*/fd/*; do
-      if [ "$(readlink "$link" 2>/dev/null)" = "$file" ]; then
+      if [ "$link" -ef "$file" ]; then
         pid=${link#/proc/}
         pid=${pid%%/*}
         echo "$pid $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null)"
