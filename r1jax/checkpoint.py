@@ -1,0 +1,365 @@
+"""Checkpoints of a run: written in the background, committed by one rename, and checked byte for byte before they are used.
+
+A checkpoint is a directory named by its step:
+
+    120/state/           Orbax: the arrays, as a flat dict from path ("params/segments/0/attention/q") to array
+    120/about.json       step, score, meta, the shape and dtype of every array, the leaves that are plain Python values
+    120/digests-0-of-1   sha256 of every file above, as ``sha256sum -c`` reads it; the last line is the sha256 of the others
+
+While it is written it is called ``.saving-120``. The rename to ``120``, after the digests, makes it a checkpoint, so a save
+that was killed is never taken for one. Orbax does not notice a flipped byte in a data file (it comes back as a wrong weight), so
+every file is hashed (with P processes each takes a P-th of them) and hashed again before it is restored. That is coarser than a
+digest per array shard and catches more: metadata and the digests themselves are covered too.
+
+Needs a file system that all processes share and on which a directory is renamed at once (POSIX).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from r1jax.params import path_name
+
+Tree = Any
+
+absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every step of a save at INFO
+
+_BARRIER_MS = 30 * 60 * 1000
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, found or trusted; the message is one line for the person who runs it."""
+
+
+class Checkpointer:
+    """Saves and restores the state of one run. With several processes, each must make the same calls in the same order.
+
+    Args:
+      directory: where the checkpoints lie, ``RUN/checkpoints``; made by the first save.
+      keep: how many of the newest checkpoints stay; the one with the best score stays beside them.
+      read_only: never deletes anything, for reading a run that another process trains.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2, read_only: bool = False):
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._pending: tuple[int, concurrent.futures.Future] | None = None
+        self._saves = 0
+        # Weights hardly compress, and trying costs more time than the writing.
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False))
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        if not read_only and jax.process_index() == 0:
+            for left in (*self.directory.glob(".saving-*"), *self.directory.glob(".deleting-*")):
+                shutil.rmtree(left, ignore_errors=True)
+
+    # ---------------------------------------------------------------- saving
+
+    def save(self, step: int, state: Tree, meta: dict, score: float | None = None) -> None:
+        """Copies the state off the devices and returns; the writing goes on behind. Waits for the save before.
+
+        A checkpoint that exists at this step is replaced.
+
+        Args:
+          state: leaves are arrays (typed PRNG keys too), None, or plain int, float, bool and str.
+          meta: JSON values; the same on every process.
+          score: the higher the better; None takes no part in ``best``.
+
+        Raises:
+          CheckpointError: this or the previous save could not be written.
+        """
+        self.wait()
+        arrays, about = _flatten(state)
+        part = self.directory / f".saving-{step}"
+        try:
+            if jax.process_index() == 0:
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+                about |= {"step": step, "score": score, "meta": meta}
+                _write(part / "about.json", json.dumps(about, indent=1) + "\n")
+            self._orbax.save(part / "state", args=ocp.args.PyTreeSave(arrays))
+        except OSError as error:
+            raise self._cannot_save(step, error) from error
+        self._saves += 1
+        self._pending = step, self._thread.submit(self._commit, step, part, self._saves)
+
+    def wait(self) -> None:
+        """Returns when the save under way is a checkpoint.
+
+        Raises:
+          CheckpointError: it could not be written, on this process or another. The checkpoints before it are untouched.
+        """
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        error = future.exception()
+        if _first([error is not None]) is not None:
+            raise self._cannot_save(step, error) from error
+
+    def close(self) -> None:
+        """Waits for the save under way and ends the threads. Raises as ``wait`` does."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+    def _commit(self, step: int, part: Path, save: int) -> None:
+        self._orbax.wait_until_finished()
+        process, processes = jax.process_index(), jax.process_count()
+        names = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
+        barrier = ocp.multihost.get_barrier_sync_fn()
+        # Nobody writes digests before everybody has listed the files to be hashed.
+        barrier(key=f"r1jax_checkpoint_listed_{save}_{step}", timeout_ms=_BARRIER_MS)
+        lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(part, names[process::processes]))
+        _write(part / f"digests-{process}-of-{processes}", _signed(lines))
+        barrier(key=f"r1jax_checkpoint_written_{save}_{step}", timeout_ms=_BARRIER_MS)
+        if process == 0:
+            self._remove(step)
+            part.rename(self.directory / str(step))
+            _sync_directory(self.directory)
+            self._prune()
+        barrier(key=f"r1jax_checkpoint_committed_{save}_{step}", timeout_ms=_BARRIER_MS)
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        for old in set(steps) - set(steps[-self._keep :]) - {self.best()}:
+            self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        """Renamed first: a checkpoint is there as a whole or not at all."""
+        path, doomed = self.directory / str(step), self.directory / f".deleting-{step}"
+        if path.exists():
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def _cannot_save(self, step: int, error: BaseException | None) -> CheckpointError:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / f".saving-{step}", ignore_errors=True)
+        why = "another process failed" if error is None else " ".join(str(error).split())
+        if "No space left" in why or "quota" in why.lower():
+            why = "the disk is full; free space there"
+        latest = self.latest()
+        rest = "there is no earlier one" if latest is None else f"the checkpoint of step {latest} is intact"
+        return CheckpointError(f"could not save step {step} to {self.directory}: {why[:300]} ({rest})")
+
+    # ---------------------------------------------------------------- finding
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, rising."""
+        return sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
+
+    def latest(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the highest score, the later of equals; None if no checkpoint has a score."""
+        scored = [(about["score"], step) for step in self.steps() if (about := self._about(step))["score"] is not None]
+        return max(scored)[1] if scored else None
+
+    def meta(self, step: int) -> dict:
+        """What ``save`` was given as ``meta``."""
+        return self._about(step)["meta"]
+
+    # ---------------------------------------------------------------- restoring
+
+    def restore(self, abstract_state: Tree, step: int | None = None) -> tuple[Tree, dict]:
+        """The state and meta of a step, by default the latest.
+
+        Args:
+          abstract_state: the tree to fill. A ``jax.ShapeDtypeStruct`` with a sharding, or an array, gives an array laid out so,
+            whatever mesh it was saved from; one without a sharding gives a numpy array; a plain value gives the saved value.
+
+        Raises:
+          CheckpointError: no such checkpoint, a damaged one, or one of another model.
+        """
+        if step is None and (step := self.latest()) is None:
+            raise CheckpointError(f"{self.directory} holds no checkpoint yet")
+        self._verify(step)
+        about = self._about(step)
+        return self._fill(abstract_state, step, about, whole=True), about["meta"]
+
+    def restore_part(self, step: int, abstract_subtree: Tree) -> Tree:
+        """The arrays of a subtree, ``{"params": ...}``; else as ``restore``."""
+        self._verify(step)
+        return self._fill(abstract_subtree, step, self._about(step), whole=False)
+
+    def _fill(self, abstract: Tree, step: int, about: dict, whole: bool) -> Tree:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
+        wanted = {path_name(key): leaf for key, leaf in leaves}
+        path = self.directory / str(step)
+        if problem := _mismatch(wanted, about, whole):
+            raise CheckpointError(f"{path} is of another model: {problem}; use the config it was saved with")
+        data, args = {}, {}
+        for name, leaf in wanted.items():
+            if not _is_plain(leaf):
+                data[name], args[name] = _request(leaf)
+        values = dict(about["plain"])
+        if data:
+            request = ocp.args.PyTreeRestore(item=data, restore_args=args, partial_restore=True)
+            values |= self._orbax.restore(path / "state", args=request)
+        for name, impl in about["keys"].items():
+            if name in data:
+                values[name] = jax.random.wrap_key_data(values[name], impl=impl)
+        return jax.tree.unflatten(structure, [values[name] for name in wanted])
+
+    # ---------------------------------------------------------------- digests
+
+    def _about(self, step: int) -> dict:
+        path = self.directory / str(step)
+        if not path.is_dir():
+            have = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{self.directory} holds no checkpoint of step {step}; there are: {have}")
+        if problem := _check(path, ["about.json"], self._expected(step)):
+            raise self._damaged(step, problem)
+        return json.loads((path / "about.json").read_text())
+
+    def _expected(self, step: int) -> dict[str, str]:
+        """{file: sha256} from the digest files, which vouch for themselves."""
+        path = self.directory / str(step)
+        files = sorted(path.glob("digests-*-of-*"))
+        if not files:
+            raise self._damaged(step, f"{path} has no digests")
+        count = files[0].name.rpartition("-")[2]
+        expected = {}
+        for process in range(int(count) if count.isdigit() else 1):
+            file = path / f"digests-{process}-of-{count}"
+            if not file.is_file():
+                raise self._damaged(step, f"{file} is missing")
+            content = file.read_bytes()
+            lines = content.decode(errors="replace").splitlines(keepends=True)[:-1]
+            if _signed("".join(lines)).encode() != content:
+                raise self._damaged(step, f"{file} has changed since it was written")
+            expected |= {name: digest for digest, name in (line.rstrip("\n").split("  ", 1) for line in lines)}
+        return expected
+
+    def _verify(self, step: int) -> None:
+        """Hashes every file of the checkpoint; with P processes each hashes a P-th, and all agree on what is damaged."""
+        self._about(step)
+        expected = self._expected(step)
+        names = sorted(expected)
+        path = self.directory / str(step)
+        problem = _check(path, names[jax.process_index() :: jax.process_count()], expected)
+        if _first([problem is not None]) is not None:
+            raise self._damaged(step, problem or f"{path}: another process found a damaged file")
+
+    def _damaged(self, step: int, problem: str) -> CheckpointError:
+        run = self.directory.parent if self.directory.name == "checkpoints" else self.directory
+        others = [s for s in self.steps() if s != step]
+        earlier = max([s for s in others if s < step] or others, default=None)
+        way_out = f"start from {run}@{earlier}, or remove {self.directory / str(step)} to resume from the one before"
+        if earlier is None:
+            way_out = "no other checkpoint is left: start a new run"
+        return CheckpointError(f"damaged checkpoint: {problem}; {way_out}")
+
+
+def _first(flags: list[bool]) -> int | None:
+    """The first process that raises its flag, agreed between all of them."""
+    if jax.process_count() > 1:
+        flags = multihost_utils.process_allgather(np.asarray(flags)).ravel().tolist()
+    return flags.index(True) if True in flags else None
+
+
+def _flatten(state: Tree) -> tuple[dict[str, jax.Array | np.ndarray], dict[str, dict]]:
+    """The arrays by path, and what about.json tells of the leaves."""
+    arrays: dict[str, Any] = {}
+    about: dict[str, dict] = {"arrays": {}, "keys": {}, "plain": {}}
+    for key, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = path_name(key)
+        if name in arrays or name in about["plain"]:
+            raise ValueError(f"two leaves of the state are called {name!r}; rename one")
+        if _is_plain(leaf):
+            about["plain"][name] = leaf
+            continue
+        about["arrays"][name] = _kind(leaf)
+        if _is_key(leaf):
+            about["keys"][name] = str(jax.random.key_impl(leaf))
+        arrays[name] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return arrays, about
+
+
+def _mismatch(wanted: dict[str, Any], about: dict, whole: bool) -> str | None:
+    """The first leaf that was not saved as it is wanted; with ``whole``, also one that is not wanted at all."""
+    have = about["arrays"] | dict.fromkeys(about["plain"], "a plain value")
+    for name, leaf in wanted.items():
+        if have.get(name) != (need := "a plain value" if _is_plain(leaf) else _kind(leaf)):
+            return f"{name} is {have.get(name, 'not in it')} where {need} is needed"
+    extra = [name for name in have if name not in wanted] if whole else []
+    return f"it holds {', '.join(extra[:3])} ({len(extra)} in all), for which there is no place" if extra else None
+
+
+def _request(leaf: Any) -> tuple[jax.ShapeDtypeStruct, ocp.RestoreArgs]:
+    """What Orbax wants to know about one array."""
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    target = jax.ShapeDtypeStruct(data.shape, data.dtype)
+    if (sharding := getattr(leaf, "sharding", None)) is None:
+        return target, ocp.RestoreArgs(restore_type=np.ndarray, dtype=data.dtype)
+    return target, ocp.ArrayRestoreArgs(sharding=sharding, global_shape=data.shape, dtype=data.dtype)
+
+
+def _is_plain(leaf: Any) -> bool:
+    return isinstance(leaf, bool | int | float | str) and not isinstance(leaf, np.generic)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _kind(leaf: Any) -> str:
+    """``float32[8, 4]``."""
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _write(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes a rename in it outlive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _signed(lines: str) -> str:
+    return f"{lines}# {hashlib.sha256(lines.encode()).hexdigest()}\n"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(directory: Path, names: list[str]) -> Iterable[tuple[str, str]]:
+    """(name, sha256) of each file, several at a time: hashing holds no lock."""
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(zip(names, pool.map(lambda name: _digest(directory / name), names), strict=True))
+
+
+def _check(directory: Path, names: list[str], expected: dict[str, str]) -> str | None:
+    """What is wrong with the first damaged file; None if all are as they were written."""
+    for name in names:
+        if not (directory / name).is_file():
+            return f"{directory / name} is missing"
+    for name, digest in _digests(directory, names):
+        if digest != expected.get(name):
+            return f"{directory / name} has changed since it was written"
+    return None

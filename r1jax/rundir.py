@@ -1,0 +1,265 @@
+"""Run directories: where a run keeps what it writes, and the rules by which it is resumed.
+
+    RUN/config.json      the complete config        RUN/checkpoints/   see ``r1jax.checkpoint``
+    RUN/metrics.jsonl    one object per line        RUN/tb/            TensorBoard events
+    RUN/samples.jsonl    rollouts                   RUN/finished.json  step and time, when the last step was made
+
+The run of a pipeline holds config.json and a run directory per stage: RUN/sft, RUN/grpo.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import json
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from r1jax import config
+
+_LOCK = ".lock"
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's directory and the config it was made with. Built by ``create`` or ``open_or_resume``, it holds the run's lock;
+    built directly it only names the paths, as processes after the first and readers do."""
+
+    path: Path
+    config: dict
+    """As in config.json."""
+    _lock: TextIO | None = None
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "tb"
+
+    @property
+    def finished(self) -> dict | None:
+        """``{"step": int, "time": str}`` once the last step was made, else None."""
+        file = self.path / "finished.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def finish(self, step: int) -> None:
+        """Marks the run as done with its last step."""
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        _write(self.path / "finished.json", {"step": step, "time": now})
+
+    def cut_back(self, step: int) -> None:
+        """Drops the metrics and samples of later steps, and lines that are not whole: a kill may tear the last."""
+        for file in (self.metrics, self.samples):
+            if file.exists():
+                _cut_back(file, step)
+
+    def close(self) -> None:
+        """Lets another process train here. The kernel does it too when this process dies."""
+        if self._lock is not None:
+            self._lock.close()
+
+
+def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
+    """A new run directory, by default ``runs/NAME-YYYYMMDD-HHMMSS``.
+
+    Raises:
+      config.ConfigError: it cannot be made, or holds something already.
+    """
+    if path is None:
+        path = _unused(Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # A process killed in here leaves no more than its lock and a part of the config.
+        if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name}):
+            raise config.ConfigError(f"{path} already holds {', '.join(held[:3])}; name a new or an empty directory")
+        lock = _take_lock(path)
+        _write(path / "config.json", config_json)
+    except OSError as error:
+        raise config.ConfigError(
+            f"cannot make the run directory {path}: {error.strerror}; name another with --run-dir"
+        ) from error
+    return RunDir(path, config_json, lock)
+
+
+def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config.SAFE_TO_CHANGE) -> RunDir:
+    """The run in ``path``, or a new one if there is none yet.
+
+    A run with the same config, but for the fields named in ``safe``, goes on with the new values of those. More steps than it
+    finished with make it unfinished; whether it is finished is for the caller to look at.
+
+    Args:
+      safe: top-level fields of a stage that may change, in a pipeline those of each stage.
+
+    Raises:
+      config.ConfigError: another process trains there; other fields changed; or the directory holds something else.
+    """
+    path = Path(path)
+    if not is_run(path):
+        return create(path.name, config_json, path)
+    try:
+        lock = _take_lock(path)
+    except OSError as error:
+        raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
+    old = _read_config(path)
+    changes = config.diff(old, config_json)
+    if refused := [c for c in changes if not _is_safe(c[0], config_json, safe)]:
+        lock.close()
+        raise config.ConfigError(
+            f"{path} was trained with another config: {_tell(refused)}. A resumed run may change only {', '.join(safe)}; "
+            f"start a new run with --init {path}@STEP, or give the old values"
+        )
+    # The mark goes first: killed between the two, the run is still resumed.
+    if any(place.split(".")[-1] == "steps" and (new or 0) > (was or 0) for place, was, new in changes):
+        (path / "finished.json").unlink(missing_ok=True)
+    if changes:
+        _write(path / "config.json", config_json)
+    return RunDir(path, config_json, lock)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run, of a stage or a pipeline; a Hugging Face directory has a config.json too."""
+    if not (Path(path) / "config.json").is_file():
+        return False
+    found = _read_config(path)
+    return _is_stage(found) or bool(_stages(found))
+
+
+def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:
+    """``RUN@120`` is (RUN, 120), ``RUN@best`` (RUN, "best"), ``RUN`` (RUN, None)."""
+    match = re.fullmatch(r"(.+)@(\d+|best)", name)
+    if match is None:
+        return Path(name), None
+    return Path(match[1]), "best" if match[2] == "best" else int(match[2])
+
+
+def last_stage(path: Path) -> Path:
+    """The run directory of a pipeline's last stage that has a checkpoint; of a single stage, the directory itself.
+
+    Raises:
+      config.ConfigError: nothing has a checkpoint yet.
+    """
+    path = Path(path)
+    found = _read_config(path)
+    candidates = [path] if _is_stage(found) else [path / name for name in reversed(_stages(found))]
+    for stage in candidates:
+        if any(p.name.isdigit() for p in (stage / "checkpoints").glob("*")):
+            return stage
+    raise config.ConfigError(f"{path} has no checkpoint yet; train it with --run-dir {path}")
+
+
+def _is_stage(found: Any) -> bool:
+    return isinstance(found, dict) and "kind" in found and "sources" in found
+
+
+def _stages(found: Any) -> list[str]:
+    """The stages of a pipeline's config, in order."""
+    return [name for name, value in found.items() if _is_stage(value)] if isinstance(found, dict) else []
+
+
+def _is_safe(place: str, config_json: dict, safe: Collection[str]) -> bool:
+    first, *rest = place.split(".")
+    if first in _stages(config_json):
+        return bool(rest) and rest[0] in safe
+    return _is_stage(config_json) and first in safe
+
+
+def _tell(changes: list[tuple[str, Any, Any]], most: int = 8) -> str:
+    def short(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= 60 else text[:57] + "..."
+
+    told = [f"{place or 'all'} was {short(was)}, now {short(new)}" for place, was, new in changes[:most]]
+    more = [f"and {len(changes) - most} more"] if len(changes) > most else []
+    return "; ".join(told + more)
+
+
+def _read_config(path: Path) -> Any:
+    file = Path(path) / "config.json"
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise config.ConfigError(f"{file} is not JSON ({error}); restore it or start a new run") from error
+
+
+def _write(path: Path, value: dict) -> None:
+    """Replaces a file at once."""
+    part = _part(path)
+    with open(part, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _part(path: Path) -> Path:
+    """What a file is called while it is written."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _cut_back(path: Path, step: int) -> None:
+    part = _part(path)
+    with open(path, "rb") as old, open(part, "wb") as new:
+        new.writelines(line for line in old if _is_up_to(line, step))
+    part.replace(path)
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _take_lock(path: Path) -> TextIO:
+    """The run's lock, held until the file is closed or the process ends.
+
+    Raises:
+      config.ConfigError: another process holds it.
+    """
+    file = open(path / _LOCK, "a+")  # noqa: SIM115 (open for as long as the run)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise config.ConfigError(
+            f"another process (pid {holder}) is training in {path}; stop it or name another directory"
+        ) from error
+    except OSError as error:
+        # Some cluster file systems have no locks; better to train there without one than not at all.
+        if error.errno not in _NO_LOCKS_HERE:
+            file.close()
+            raise
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _unused(path: Path) -> Path:
+    """The path, with a number behind it if two runs start in the same second."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
