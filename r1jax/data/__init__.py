@@ -1,0 +1,1 @@
+"""Rows, and how they become tokens: sources, mixing, templates, tokenizers, packing."""
