@@ -152,9 +152,10 @@ def fail(kind: str, error: Exception, code: int) -> int:
 def how_to_resume(argv: Sequence[str], interrupt: KeyboardInterrupt) -> str:
     """The command that goes on with the run. Training names its directory as the argument of KeyboardInterrupt."""
     words = list(argv)
-    if "--run-dir" not in words and interrupt.args:
+    named = any(word.replace("_", "-").startswith("--run-dir") for word in words)
+    if not named and interrupt.args:
         words += ["--run-dir", str(interrupt.args[0])]
-    if words[:1] != ["train"] or "--run-dir" not in words:
+    elif not named:
         return ""
     return f"; this goes on from the last checkpoint: r1jax {shlex.join(words)}"
 
@@ -165,11 +166,13 @@ def how_to_resume(argv: Sequence[str], interrupt: KeyboardInterrupt) -> str:
 def parse_train(args: Sequence[str]) -> tuple[str, Stage | Pipeline, commands.Train]:
     """The config's name, its value with the flags' changes, and the command's own arguments."""
     if not args or args[0].startswith("-"):
-        parse(commands.Train, [a for a in args if a in ("-h", "--help")], "r1jax train")
+        if {"-h", "--help"} & set(args):
+            parse(commands.Train, ["--help"], "r1jax train")
+        raise ConfigError("name a config first, as in `r1jax train CONFIG --steps 10`; `r1jax configs` lists them")
     name, config = load_config(args[0])
     settings = ("settings", Annotated[type(config), tyro.conf.arg(name="")], dataclasses.field(default=config))
     both = dataclasses.make_dataclass("Train", [settings], bases=(commands.Train,), frozen=True)
-    parsed = parse(both, args, "r1jax train", describe=f"Settings of {name}, and the values they have without an option.")
+    parsed = parse(both, args, f"r1jax train {args[0]}", f"Settings of {name}, and the values they have without an option.")
     return name, parsed.settings, parsed
 
 
@@ -179,7 +182,7 @@ def parse(arguments: type[T], args: Sequence[str], prog: str, describe: str | No
     Raises:
       ConfigError: an unknown option, with the nearest ones that exist, or a value that does not fit.
     """
-    positional = (tyro.conf.PositionalRequiredArgs,) if arguments.__name__ in ("Train", "Samples") else ()
+    positional = (tyro.conf.PositionalRequiredArgs,) if issubclass(arguments, commands.Train | commands.Samples) else ()
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -197,7 +200,7 @@ def parse(arguments: type[T], args: Sequence[str], prog: str, describe: str | No
         message = unboxed(box.getvalue()).removeprefix("Error parsing ").removeprefix("settings.")
         raise ConfigError(message.removeprefix(f"{arguments.__name__}: ")) from None
     if unknown:
-        raise ConfigError(f"{why_unknown(unknown[0], parsed)} ({prog} {'CONFIG ' * (prog == 'r1jax train')}--help lists all)")
+        raise ConfigError(f"{why_unknown(unknown[0], parsed)} ({prog} --help lists all)")
     return parsed
 
 
@@ -215,20 +218,23 @@ def why_unknown(word: str, parsed: Any) -> str:
     flag = word.split("=")[0].replace("_", "-")
     known = {flag.replace("--settings.", "--"): value for flag, value in options(parsed)}
     for parent, value in known.items():
-        if flag.startswith(f"{parent}."):
+        if f"{flag}.".startswith(f"{parent}."):
             return f"no option {flag}: {parent} is {value if value is None else 'empty'}; give it a value in the config's file"
     near = [name for name in known if name.startswith(f"{flag}.") or name.rpartition(".")[2] == flag.removeprefix("--")]
-    near = near or difflib.get_close_matches(flag, known, n=3, cutoff=0.7)
+    near = near or difflib.get_close_matches(flag, known, n=3, cutoff=0.75)
     return f"no option {flag}" + (f"; did you mean {' or '.join(near[:3])}?" if near else "")
 
 
 def options(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """(flag, value) of every leaf of a dataclass, as tyro names them."""
+    """(flag, value) of every leaf of a dataclass. An empty tuple of dataclasses, an empty dict and an optional dataclass that is
+    None come too, which tyro gives no option."""
     if dataclasses.is_dataclass(value):
         parts = [(field.name, vars(value)[field.name]) for field in dataclasses.fields(value)]
     elif isinstance(value, dict):
         parts = list(value.items())
-    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+    elif isinstance(value, tuple | list) and any(
+        dataclasses.is_dataclass(item) or isinstance(item, dict | list) for item in value
+    ):
         parts = list(enumerate(value))
     else:
         parts = []
