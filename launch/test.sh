@@ -36,9 +36,9 @@ export JAX_COMPILATION_CACHE_DIR=$ROOT/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
-run "$python" -m ruff check .
-SECONDS=0
 code=0
+run "$python" -m ruff check . || code=$?
+SECONDS=0
 run "$python" -m pytest "$@" || code=$?
 say "pytest took $((SECONDS / 60)) min $((SECONDS % 60)) s"
 exit "$code"
