@@ -225,12 +225,15 @@ class Display:
 
     def _beat(self) -> None:
         while not self._ended.wait(min(1.0, self._heartbeat / 4)):
-            phase = self._phases.current
-            now = self._time()
-            if phase is None or now - max(self._last_line, phase.opened) < self._heartbeat:
-                continue
-            silent = now - phase.last_news
-            self._print(self._phase_text(phase) + (f"  (no news for {silent:.0f} s)" if silent >= self._heartbeat else ""))
+            self._name_long_phase()
+
+    def _name_long_phase(self) -> None:
+        phase = self._phases.current
+        now = self._time()
+        if phase is None or now - max(self._last_line, phase.opened) < self._heartbeat:
+            return
+        silent = now - phase.last_news
+        self._print(self._phase_text(phase) + (f"  (no news for {silent:.0f} s)" if silent >= self._heartbeat else ""))
 
 
 def _important(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -44,15 +44,14 @@ class MetricsWriter:
         path = Path(path)
         self._wandb = _wandb_run(path, wandb, config) if wandb else None
         self._lines = jsonl.Appender(path / FILE, resumed_at)
-        self._tensorboard = _summary_writer(path / "tb", resumed_at) if tensorboard else None
+        self._tensorboard = _TensorBoard(path / "tb", resumed_at) if tensorboard else None
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """``metrics`` are scalars: Python numbers or 0-d arrays. A step may be written in several rows, with other keys."""
         values = {key: float(value) for key, value in metrics.items()}
         self._lines.write({"step": int(step), **values})
         if self._tensorboard is not None:
-            for key, value in values.items():
-                self._tensorboard.add_scalar(key, value, int(step))
+            self._tensorboard.write(int(step), values)
         if self._wandb is not None:
             self._wandb.log(values, step=int(step))
 
@@ -87,13 +86,26 @@ def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[tuple[int, float
     return [(row["step"], row[key]) for row in rows if key in row]
 
 
-def _summary_writer(path: Path, resumed_at: int | None):
-    from tensorboardX import SummaryWriter  # slow to import
+class _TensorBoard:
+    """Scalars as TensorBoard events under ``path``, one event per step; steps past ``resumed_at`` start over."""
 
-    # tensorboardX names files by the second and overwrites; the count keeps two starts within one second apart.
-    suffix = f".{len(list(path.glob('events.*'))):03d}" if path.exists() else ".000"
-    purge = None if resumed_at is None else resumed_at + 1
-    return SummaryWriter(str(path), purge_step=purge, flush_secs=10, filename_suffix=suffix)
+    def __init__(self, path: Path, resumed_at: int | None):
+        from tensorboardX import SummaryWriter  # slow to import
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._summary = Summary
+        # tensorboardX names files by the second and overwrites; the count keeps two starts within one second apart.
+        suffix = f".{len(list(path.glob('events.*'))):03d}"
+        purge = None if resumed_at is None else resumed_at + 1
+        self._writer = SummaryWriter(str(path), purge_step=purge, flush_secs=10, filename_suffix=suffix)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        # Not add_scalar: it rewrites names such as eval/pass@1 and logs a warning for every value that is not finite.
+        scalars = [self._summary.Value(tag=key, simple_value=value) for key, value in values.items()]
+        self._writer.file_writer.add_summary(self._summary(value=scalars), step)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _wandb_run(path: Path, project: str, config: dict | None):
