@@ -7,7 +7,7 @@ A checkpoint is a directory named by its step:
     120/digests-0-of-1   sha256 of every file above, as ``sha256sum -c`` reads it; the last line is the sha256 of the others
 
 While it is written it is called ``.saving-120``. The rename to ``120``, after the digests, makes it a checkpoint, so a save
-that was killed is never taken for one. Orbax does not notice a flipped byte in a data file (it comes back as a wrong weight), so
+that was killed is never taken for one. Orbax does not notice a flipped byte in a data file (it comes back as a wrong weight):
 every file is hashed (with P processes each takes a P-th of them) and hashed again before it is restored. That is coarser than a
 digest per array shard and catches more: metadata and the digests themselves are covered too.
 
@@ -19,13 +19,14 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -35,7 +36,8 @@ from r1jax.params import path_name
 
 Tree = Any
 
-absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every step of a save at INFO
+# Orbax tells every step of a save, and logs the traceback of each thread that failed beside raising what we turn into one line.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno == logging.WARNING)
 
 _BARRIER_MS = 30 * 60 * 1000
 
@@ -130,12 +132,12 @@ class Checkpointer:
             self._remove(step)
             part.rename(self.directory / str(step))
             _sync_directory(self.directory)
-            self._prune()
+            self._prune(step)
         barrier(key=f"r1jax_checkpoint_committed_{save}_{step}", timeout_ms=_BARRIER_MS)
 
-    def _prune(self) -> None:
+    def _prune(self, saved: int) -> None:
         steps = self.steps()
-        for old in set(steps) - set(steps[-self._keep :]) - {self.best()}:
+        for old in set(steps) - set(steps[-self._keep :]) - {self.best(), saved}:
             self._remove(old)
 
     def _remove(self, step: int) -> None:
@@ -149,12 +151,14 @@ class Checkpointer:
     def _cannot_save(self, step: int, error: BaseException | None) -> CheckpointError:
         if jax.process_index() == 0:
             shutil.rmtree(self.directory / f".saving-{step}", ignore_errors=True)
-        why = "another process failed" if error is None else " ".join(str(error).split())
-        if "No space left" in why or "quota" in why.lower():
-            why = "the disk is full; free space there"
+        why = "another process failed" if error is None else " ".join(str(error).split())[:400]
+        if by_system := re.search(r"([^:]+) \[os_error_code", why):
+            why = by_system[1].strip()
         latest = self.latest()
-        rest = "there is no earlier one" if latest is None else f"the checkpoint of step {latest} is intact"
-        return CheckpointError(f"could not save step {step} to {self.directory}: {why[:300]} ({rest})")
+        rest = (
+            "no checkpoint was saved before" if latest is None else f"the checkpoint of step {latest} is intact: resume from it"
+        )
+        return CheckpointError(f"could not save step {step} to {self.directory}: {why}; {rest}")
 
     # ---------------------------------------------------------------- finding
 
