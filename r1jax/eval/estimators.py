@@ -35,7 +35,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs at least {max(k, 1)} answers to each problem and k >= 1; there are {n} answers")
     if not np.isin(correct, (0, 1)).all():
-        raise ValueError("pass@k counts answers that are right or wrong; give 0 and 1, and put partial credit to a threshold first")
+        raise ValueError("pass@k counts answers that are right or wrong; give 0 and 1, partial credit against a threshold")
     j = np.arange(k)
     wrong = n - correct.sum(axis=1, keepdims=True)
     return 1.0 - np.prod(np.maximum(wrong - j, 0) / (n - j), axis=1)
@@ -70,7 +70,7 @@ def interval(values: np.ndarray, *, samples: int = 1, confidence: float = 0.95) 
 
     The problems are the independent units; answers to one problem are not, so they enter only through their problem's value.
     With p the mean and s2 the (ddof 0) variance of the values, ``n = Q p (1 - p) / s2`` is the effective number of trials
-    (Kish's design effect), held between Q and Q * samples, and the interval is
+    (Kish's design effect): from Q, where every problem is all right or all wrong, to at most Q * samples. The interval is
     ``(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`` (Wilson 1927). One answer to each problem gives Wilson's
     interval itself, which does not collapse at 0 or 1.
 
@@ -93,12 +93,12 @@ def interval(values: np.ndarray, *, samples: int = 1, confidence: float = 0.95) 
         raise ValueError(f"values run from {values.min()} to {values.max()}; an interval is known for values in [0, 1]")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; give a share such as 0.95")
-    p, variance = float(values.mean()), float(values.var())
-    most = values.size * samples
-    n = min(max(values.size * p * (1 - p) / variance, values.size), most) if variance > 0 else most
+    p = float(values.mean())
+    spread = p * (1 - p)
+    n = values.size * (spread / max(float(values.var()), spread / samples) if spread > 0 else 1)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    half = z * math.sqrt(spread / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
