@@ -66,8 +66,8 @@ def load_gguf(path: str | Path) -> Loaded:
     """Reads configuration, weights, tokenizer and chat template from one GGUF file.
 
     Raises:
-      ValueError: not a GGUF file, an architecture or feature that is not supported, or tensors that are missing, unexpected or of
-        another shape than the file's own metadata says (all of them are listed).
+      ValueError: not a GGUF file, an architecture or feature that is not supported, or tensors that are missing, unexpected or
+        of another shape than the file's own metadata says (all of them are listed).
     """
     reader = _open(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
@@ -147,9 +147,8 @@ def _account(model: config.Model, found: dict[str, tuple[int, ...]]) -> None:
     expected = _shapes(model)
     wrong = [f"{name} is missing" for name in expected.keys() - found.keys()]
     wrong += [f"{name} is not expected" for name in found.keys() - expected.keys()]
-    wrong += [
-        f"{name} is {found[name]}, not {expected[name]}" for name in expected.keys() & found.keys() if found[name] != expected[name]
-    ]
+    both = expected.keys() & found.keys()
+    wrong += [f"{name} is {found[name]}, not {expected[name]}" for name in both if found[name] != expected[name]]
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(expected)} tensors do not fit the metadata: " + "; ".join(sorted(wrong)))
 

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 CONTROL, USER_DEFINED = 3, 4
 """Token types of the format: markup that plain decoding hides, and literal pieces that are never split."""
 
+END_FIELDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """End an answer even where the metadata names another end token: base and chat models use different ones."""
 
@@ -33,9 +34,10 @@ def build(metadata: dict[str, Any]) -> tuple[Tokenizer, tuple[int, ...]]:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    added = {t: kind for t, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)}
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, kind in added.items() if kind == CONTROL])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t, kind in added.items() if kind == USER_DEFINED])
-    ends = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot") if f"tokenizer.ggml.{name}_token_id" in metadata]
-    ends += [vocab[token] for token in END_TOKENS if token in added]
+    special = [AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == CONTROL]
+    tokenizer.add_special_tokens(special)
+    literal = [AddedToken(t, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
+    tokenizer.add_tokens(literal)
+    ends = [metadata[name] for name in END_FIELDS if name in metadata]
+    ends += [vocab[token] for token in END_TOKENS if token in vocab]
     return tokenizer, tuple(dict.fromkeys(int(i) for i in ends))
