@@ -226,8 +226,8 @@ def why_unknown(word: str, parsed: Any) -> str:
 
 
 def options(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """(flag, value) of every leaf of a dataclass. An empty tuple of dataclasses, an empty dict and an optional dataclass that is
-    None come too, which tyro gives no option."""
+    """(flag, value) of every leaf of a dataclass. An empty tuple of dataclasses, an empty dict and an optional dataclass
+    that is None come too, though tyro makes no option of them."""
     if dataclasses.is_dataclass(value):
         parts = [(field.name, vars(value)[field.name]) for field in dataclasses.fields(value)]
     elif isinstance(value, dict):

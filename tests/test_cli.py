@@ -141,7 +141,7 @@ ONE_LINE = {
     "train zero --eval.sources x": "--eval.sources is empty; give it a value in the config's file",
     "train two --grpo.no-preflght": "did you mean --grpo.no-preflight",
     "train zero extra": "unexpected argument 'extra'",
-    "train zero --steps": "Missing value for argument '--steps'",
+    "train zero --steps": "Missing value for argument",
     "train zero --steps many": "--steps: invalid literal for int()",
     "train zero --normalize mean": "invalid choice 'mean' for argument '--normalize'",
     "train zero --steps 0": "steps is 0; a run needs at least 1",

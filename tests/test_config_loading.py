@@ -86,6 +86,10 @@ BROKEN = {
     "no function": ("x = 1\n", ["bad.py defines no function config()"]),
     "not a function": ("config = 3\n", ["bad.py defines no function config()"]),
     "raises": ("def config():\n    return 1 / 0\n", ["bad.py:2: ZeroDivisionError: division by zero"]),
+    "raises in a helper": (
+        "def config():\n    return helper()\ndef helper():\n    return {}['x']\n",
+        ["bad.py:4: KeyError: 'x'"],
+    ),
     "invalid value": (
         "from r1jax.config import GRPO\ndef config():\n    return GRPO(\n        init='x', group=1)\n",
         ["bad.py:3: group is 1;"],
