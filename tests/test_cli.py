@@ -224,7 +224,7 @@ def test_commands_hand_over_what_was_asked(folder):
     asked = cli.parse(commands.Generate, ["--model", "m", "--prompt", "-1 + 2?", "--stop", "</answer>"], "r1jax generate")
     assert (asked.prompt, asked.sampling.stop) == ("-1 + 2?", ("</answer>",))
     asked = cli.parse(commands.Samples, ["runs/a", "--where", "accuracy=0", "--follow"], "r1jax samples")
-    assert (str(asked.run), asked.where, asked.follow, asked.last) == ("runs/a", "accuracy=0", True, 10)
+    assert (str(asked.run), asked.where, asked.follow, asked.last) == ("runs/a", ("accuracy=0",), True, 10)
 
 
 def test_configs_lists_name_and_docstring(folder, capsys):

@@ -123,8 +123,8 @@ class Samples:
     """A run directory."""
     follow: bool = False
     """Go on as new ones are written."""
-    where: str | None = None
-    """Only those with this value, as ``accuracy=0``."""
+    where: tuple[str, ...] = ()
+    """Only those for which all of these hold: ``NAME=VALUE``, ``NAME<NUMBER`` or ``NAME>NUMBER``, as in ``accuracy=0``."""
     last: int = 10
     """How many of the newest; 0 shows all."""
 
