@@ -21,7 +21,7 @@ ROOMS = {
     "hub": (),
     "types": (),
     "params": FLOOR_0,
-    "sharding": FLOOR_0,
+    "sharding": (*FLOOR_0, "params"),  # the rules lay out trees of ParamSpec
     "nn": FLOOR_1,
     "losses": ("types",),
     "advantages": ("types",),
@@ -32,11 +32,11 @@ ROOMS = {
     "checkpoint": (*FLOOR_1, "train.state"),
     "convert": (*FLOOR_1, "data", "models"),
     "plan": tuple(room for room in FLOOR_4 if room not in ("data", "rewards")),
-    "eval": FLOOR_4,
-    "bench": FLOOR_4,
+    "eval": (*FLOOR_4, "loading"),
+    "bench": (*FLOOR_4, "loading"),
     "observe": FLOOR_0,
     "rundir": FLOOR_0,
-    "loading": FLOOR_4,
+    "loading": (*FLOOR_4, "rundir"),  # a run directory is one of the names of a model
     "doctor": FLOOR_0,
     "stages": FLOOR_5,
     "cli": (*FLOOR_5, "stages"),
