@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -16,8 +17,8 @@ from typing import Any
 from r1jax.config import ConfigError, Source
 from r1jax.data.split import held_out as is_held_out
 
-GYM_TEST_SHARE = 1 / 8
-GYM_TRIES = 10_000
+GYM_TEST_SHARE = 1 / 4
+GYM_TRIES = 200
 """Questions drawn for one row before giving up: only a task with a handful of different questions needs so many."""
 
 
@@ -75,7 +76,7 @@ class Rows(Sequence):
         row = self.rows[index]
         if self.where is not None and (problem := _problem(row)):
             raise _error(self.source, f"{self.where} row {index}: {problem}")
-        return {"answer": None, **row, "source": self.source.name}
+        return {"prompt": None, "answer": None, **row, "source": self.source.name}
 
 
 class Mixture:
@@ -116,7 +117,7 @@ class Mixture:
 def _identity(source: Source, rows: Sequence[dict]) -> Any:
     probes = sorted({i * (len(rows) - 1) // 7 for i in range(8)})
     content = rows.digest if isinstance(rows, Rows) else ""
-    return [source.name, source.weight, len(rows), content, [_json(rows[i]) for i in probes]]
+    return [source.name, source.weight, source.split, source.options, len(rows), content, [_json(rows[i]) for i in probes]]
 
 
 def _json(value: Any) -> str:
@@ -164,7 +165,9 @@ def _jsonl(source: Source, split: str) -> tuple[list[dict], str]:
     if split not in ("train", "test"):
         raise _error(source, f"a JSONL file has no split {split!r}; use 'train' or 'test'")
     if split == "test" and not share:
-        raise _error(source, f"{source.path} holds nothing out; set options test_share, or name held-out rows in eval.sources")
+        raise _error(
+            source, f"{source.path} holds nothing out; set options test_share, name eval.sources, or set eval.every to 0"
+        )
     try:
         content = Path(source.path).expanduser().read_bytes()
     except OSError as e:
@@ -187,18 +190,20 @@ def _jsonl(source: Source, split: str) -> tuple[list[dict], str]:
 
 
 class _Gym(Sequence):
-    """Questions of one reasoning-gym dataset that are on one side of the split."""
+    """Questions of one reasoning-gym task that are on one side of the split."""
 
-    def __init__(self, dataset: Any, task: str, test: bool, size: int):
-        self.dataset, self.task, self.test, self.size = dataset, task, test, size
+    def __init__(self, create: Callable[..., Any], task: str, test: bool, seed: int, size: int):
+        self.create, self.task, self.test, self.seed, self.size = create, task, test, seed, size
+        self.datasets = [create(seed=seed, size=size)]
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict:
-        # A dataset seeds question i with its own seed + i, so that questions of neighbouring rows must lie `size` apart.
-        for number in range(index, index + GYM_TRIES * self.size, self.size):
-            entry = self.dataset[number]
+        for number in range(GYM_TRIES):
+            if number == len(self.datasets):  # question i has the seed + i: go on where the last dataset ended
+                self.datasets.append(self.create(seed=self.seed + number * self.size, size=self.size))
+            entry = self.datasets[number][index]
             if is_held_out(entry["question"], GYM_TEST_SHARE) == self.test:
                 return {"prompt": entry["question"], "answer": entry["answer"], "task": self.task, "entry": entry}
         side = "test" if self.test else "train"
@@ -218,12 +223,12 @@ def _gym(source: Source, task: str, split: str) -> _Gym:
     if task not in tasks:
         raise _error(source, f"reasoning_gym has no task {task!r}{_nearest(task, tasks)}")
     options = dict(source.options)
-    size = options.pop("size", 512 if split == "test" else 1_000_000)
+    seed = options.pop("seed", 0)
+    size = options.pop("size", 512 if split == "test" else 10_000)
     try:
-        dataset = reasoning_gym.create_dataset(task, size=size, **options)
+        return _Gym(functools.partial(reasoning_gym.create_dataset, task, **options), task, split == "test", seed, size)
     except (TypeError, ValueError, AssertionError) as e:  # its configs check themselves with assert
-        raise _error(source, f"reasoning_gym:{task} does not take options {options}: {e}") from e
-    return _Gym(dataset, task, split == "test", size)
+        raise _error(source, f"reasoning_gym:{task} does not take options {source.options}: {e}") from e
 
 
 def _call(source: Source, target: str, name: str, split: str) -> Sequence[dict]:
@@ -234,7 +239,7 @@ def _call(source: Source, target: str, name: str, split: str) -> Sequence[dict]:
         raise _error(source, f"{source.path} does not take (split, **{source.options}): {e}") from e
     try:
         rows = function(split, **source.options)
-    except ConfigError as e:
+    except ValueError as e:
         raise _error(source, str(e)) from e
     if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
         raise _error(source, f"{source.path} returned {type(rows).__name__}; return a list or a sequence")
@@ -256,6 +261,8 @@ def _import_file(target: str) -> ModuleType:
     path = Path(target).expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError("there is no such file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # so that it can import its neighbours
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)

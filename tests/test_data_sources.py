@@ -1,0 +1,156 @@
+import json
+from collections import Counter
+
+import pytest
+
+from r1jax.config import ConfigError, Source
+from r1jax.data.sources import Mixture, load
+
+
+def jsonl(tmp_path, *lines, name="rows.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
+    return str(path)
+
+
+def numbered(name, count, weight=1.0):
+    return Source(name=name, weight=weight), [{"prompt": f"{name}{i}", "answer": i, "source": name} for i in range(count)]
+
+
+def test_jsonl_rows(tmp_path):
+    messages = [{"role": "user", "content": "Größe?"}]
+    path = jsonl(tmp_path, {"prompt": "2+2=", "answer": 4, "level": 1}, b"", {"prompt": messages, "completion": "ok"})
+    rows = load(Source(path=path, name="mine"))
+    assert list(rows) == [
+        {"prompt": "2+2=", "answer": 4, "level": 1, "source": "mine"},
+        {"prompt": messages, "answer": None, "completion": "ok", "source": "mine"},
+    ]
+    assert rows[-1] == rows[1] and rows[:1] == [rows[0]]
+    assert len(load(Source(path=path, limit=1))) == 1
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (b'{"prompt": "a", ', "not JSON"),
+        (b'{"prompt": "\xff"}', "not UTF-8"),
+        ([1], "not list"),
+        ({"answer": 1}, "no 'prompt'"),
+        ({"prompt": "a"}, "no 'answer'"),
+        ({"prompt": 3, "answer": 1}, "'prompt' is int"),
+        ({"prompt": [], "answer": 1}, "empty list"),
+        ({"prompt": [{"role": "user"}], "answer": 1}, "not a message"),
+        ({"prompt": "a", "completion": 3}, "'completion' is int"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, line, said):
+    path = jsonl(tmp_path, {"prompt": "2+2=", "answer": 4}, b"", line, {"prompt": "b", "answer": 1})
+    with pytest.raises(ConfigError) as error:
+        load(Source(path=path))
+    message = str(error.value)
+    assert f"{path}:3: " in message and said in message and "\n" not in message
+
+
+def test_jsonl_holds_out_by_prompt(tmp_path):
+    path = jsonl(tmp_path, *({"prompt": f"q{i % 150}", "answer": i} for i in range(300)))
+    source = Source(path=path, options={"test_share": 0.2})
+    train, test = load(source), load(source, held_out=True)
+    assert len(train) + len(test) == 300 and 30 <= len(test) <= 90
+    assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}
+    longer = Source(
+        path=jsonl(tmp_path, *({"prompt": f"q{i}", "answer": i} for i in range(999)), name="b.jsonl"), options=source.options
+    )
+    assert {r["prompt"] for r in test} == {r["prompt"] for r in load(longer, held_out=True)} & {f"q{i}" for i in range(150)}
+    with pytest.raises(ConfigError, match="holds nothing out; set options test_share"):
+        load(Source(path=path), held_out=True)
+
+
+@pytest.mark.parametrize(
+    "path, options, said",
+    [
+        ("nowhere.jsonl", {}, "cannot read nowhere.jsonl"),
+        ("rows.json", {}, "not a .jsonl file"),
+        ("r1jax.data.nothing:rows", {}, "cannot import"),
+        ("nothing.py:rows", {}, "no such file"),
+        ("r1jax.data.arithmetic:row", {}, "did you mean rows"),
+        ("r1jax.data.arithmetic:rows", {"digts": 3}, "unexpected keyword argument 'digts'"),
+        ("r1jax.data.arithmetic:rows", {"digits": 0}, "digits is 0"),
+    ],
+)
+def test_a_source_that_cannot_be_read(path, options, said):
+    with pytest.raises(ConfigError) as error:
+        load(Source(path=path, name="mine", options=options))
+    assert str(error.value).startswith("source 'mine': ") and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_function_in_a_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def rows(split, n=2):\n    return [{'prompt': split, 'answer': i} for i in range(n)] + [{'prompt': 1}]\n")
+    rows = load(Source(path=f"{file}:rows", name="mine", options={"n": 3}))
+    assert rows[2] == {"prompt": "train", "answer": 2, "source": "mine"}
+    assert load(Source(path=f"{file}:rows"), held_out=True)[0]["prompt"] == "test"
+    with pytest.raises(ConfigError, match="mine.py:rows row 3: no 'answer'"):
+        rows[3]
+
+
+def test_mixture_shares_and_epochs():
+    mixture = Mixture([numbered("a", 5, 1.0), numbered("b", 7, 3.0), numbered("c", 3, 0.0)], seed=0)
+    drawn = [mixture[i] for i in range(280)]
+    counts = Counter(r["source"] for r in drawn)
+    assert counts == {"a": 70, "b": 210}
+    for start in range(0, 280, 40):
+        assert abs(Counter(r["source"] for r in drawn[start : start + 40])["a"] - 10) <= 1
+    for name, size in (("a", 5), ("b", 7)):
+        answers = [r["answer"] for r in drawn if r["source"] == name]
+        epochs = [answers[i : i + size] for i in range(0, len(answers), size)]
+        assert all(sorted(e) == list(range(size)) for e in epochs)
+        assert len({tuple(e) for e in epochs}) > len(epochs) // 2  # another order each time
+
+
+def test_mixture_is_a_function_of_sources_seed_and_index():
+    sources = [numbered("a", 50), numbered("b", 9, 2.0)]
+    one, again, other = Mixture(sources, seed=1), Mixture(sources, seed=1), Mixture(sources, seed=2)
+    order = [*range(100, 0, -7), 10**12]
+    drawn = {i: again[i] for i in order}
+    assert all(one[i] == drawn[i] for i in sorted(order))
+    assert [one[i] for i in range(30)] != [other[i] for i in range(30)]
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    with pytest.raises(IndexError):
+        one[-1]
+
+
+def test_fingerprint_sees_weights_and_every_byte_of_a_file(tmp_path):
+    lines = [{"prompt": f"q{i}", "answer": i} for i in range(100)]
+
+    def fingerprint(lines, **changes):
+        source = Source(path=jsonl(tmp_path, *lines), **changes)
+        return Mixture([(source, load(source))], seed=0).fingerprint
+
+    assert fingerprint(lines) == fingerprint(lines)
+    assert fingerprint(lines) != fingerprint(lines, weight=2.0)
+    assert fingerprint(lines) != fingerprint([*lines[:41], {"prompt": "q41", "answer": 42}, *lines[42:]])
+
+
+def test_reasoning_gym():
+    pytest.importorskip("reasoning_gym")
+    source = Source(path="reasoning_gym:chain_sum", name="sums", options={"max_terms": 2, "max_digits": 1})
+    train, test = load(source), load(source, held_out=True)
+    row = train[4]
+    assert row == load(source)[4] and row["source"] == "sums" and row["task"] == "chain_sum"
+    assert row["entry"]["question"] == row["prompt"] and row["entry"]["answer"] == row["answer"]
+    # One-digit sums of two terms: a few hundred questions, so that without a split they would meet at once.
+    asked = {train[i]["prompt"] for i in range(600)}, {test[i]["prompt"] for i in range(200)}
+    assert len(asked[0]) > 50 and len(asked[1]) > 20 and not asked[0] & asked[1]
+    for path, options, said in [
+        ("reasoning_gym:chain_smu", {}, "did you mean .*chain_sum"),
+        ("reasoning_gym:chain_sum", {"terms": 3}, "does not take options"),
+        ("reasoning_gym:chain_sum", {"min_terms": -1}, "does not take options"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            load(Source(path=path, options=options))
+
+
+def test_reasoning_gym_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    with pytest.raises(ConfigError, match=r"pip install 'r1jax\[reasoning-gym\]'"):
+        load(Source(path="reasoning_gym:chain_sum"))
