@@ -20,10 +20,10 @@ import concurrent.futures
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Checkpointer:
         Args:
           state: leaves are arrays (typed PRNG keys too), None, or plain int, float, bool and str.
           meta: JSON values; the same on every process.
-          score: the higher the better; None takes no part in ``best``.
+          score: the higher the better; None and NaN take no part in ``best``.
 
         Raises:
           CheckpointError: this or the previous save could not be written.
@@ -89,7 +89,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir(parents=True)
-                about |= {"step": step, "score": score, "meta": meta}
+                about |= {"step": step, "score": None if score is None or math.isnan(score) else score, "meta": meta}
                 _write(part / "about.json", json.dumps(about, indent=1) + "\n")
             self._orbax.save(part / "state", args=ocp.args.PyTreeSave(arrays))
         except OSError as error:
@@ -119,25 +119,33 @@ class Checkpointer:
             self._orbax.close()
 
     def _commit(self, step: int, part: Path, save: int) -> None:
+        """Runs in the thread. A process that fails still meets the others at both barriers: they must not wait for it."""
         self._orbax.wait_until_finished()
         process, processes = jax.process_index(), jax.process_count()
-        names = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
         barrier = ocp.multihost.get_barrier_sync_fn()
-        # Nobody writes digests before everybody has listed the files to be hashed.
-        barrier(key=f"r1jax_checkpoint_listed_{save}_{step}", timeout_ms=_BARRIER_MS)
-        lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(part, names[process::processes]))
-        _write(part / f"digests-{process}-of-{processes}", _signed(lines))
-        barrier(key=f"r1jax_checkpoint_written_{save}_{step}", timeout_ms=_BARRIER_MS)
-        if process == 0:
-            self._remove(step)
-            part.rename(self.directory / str(step))
-            _sync_directory(self.directory)
-            self._prune(step)
-        barrier(key=f"r1jax_checkpoint_committed_{save}_{step}", timeout_ms=_BARRIER_MS)
+        try:
+            try:
+                files = [part / "about.json", *(p for p in (part / "state").rglob("*") if p.is_file())]
+                mine = sorted(p.relative_to(part).as_posix() for p in files)[process::processes]
+                lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(part, mine))
+                _write(part / f"digests-{process}-of-{processes}", _signed(lines))
+            finally:
+                barrier(key=f"r1jax_digests_{save}_{step}", timeout_ms=_BARRIER_MS)
+            if process == 0 and len(list(part.glob("digests-*-of-*"))) == processes:
+                self._remove(step)
+                part.rename(self.directory / str(step))
+                _sync_directory(self.directory)
+                self._prune(step)
+        finally:
+            barrier(key=f"r1jax_commit_{save}_{step}", timeout_ms=_BARRIER_MS)
 
     def _prune(self, saved: int) -> None:
+        try:
+            best = self.best()
+        except CheckpointError:
+            return  # with a damaged one among them, which is the best is not known
         steps = self.steps()
-        for old in set(steps) - set(steps[-self._keep :]) - {self.best(), saved}:
+        for old in set(steps) - set(steps[-self._keep :]) - {best, saved}:
             self._remove(old)
 
     def _remove(self, step: int) -> None:
@@ -151,14 +159,14 @@ class Checkpointer:
     def _cannot_save(self, step: int, error: BaseException | None) -> CheckpointError:
         if jax.process_index() == 0:
             shutil.rmtree(self.directory / f".saving-{step}", ignore_errors=True)
-        why = "another process failed" if error is None else " ".join(str(error).split())[:400]
-        if by_system := re.search(r"([^:]+) \[os_error_code", why):
+        why = "another process failed" if error is None else " ".join(str(error).split())
+        if by_system := re.search(r"([^:]+) \[os_error_code", why):  # a paragraph of tensorstore's
             why = by_system[1].strip()
         latest = self.latest()
         rest = (
             "no checkpoint was saved before" if latest is None else f"the checkpoint of step {latest} is intact: resume from it"
         )
-        return CheckpointError(f"could not save step {step} to {self.directory}: {why}; {rest}")
+        return CheckpointError(f"could not save step {step} to {self.directory}: {why[:400]}; {rest}")
 
     # ---------------------------------------------------------------- finding
 
@@ -328,10 +336,13 @@ def _kind(leaf: Any) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with open(path, "w") as file:
+    """The file is there as a whole, on the disk, or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    with open(unfinished, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def _sync_directory(path: Path) -> None:
@@ -352,7 +363,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digests(directory: Path, names: list[str]) -> Iterable[tuple[str, str]]:
+def _digests(directory: Path, names: list[str]) -> list[tuple[str, str]]:
     """(name, sha256) of each file, several at a time: hashing holds no lock."""
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(zip(names, pool.map(lambda name: _digest(directory / name), names), strict=True))

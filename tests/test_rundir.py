@@ -1,0 +1,185 @@
+"""The rules by which a run directory is made, refused and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from r1jax import config, rundir
+
+STAGE = config.to_json(config.GRPO(model=config.Model(), steps=100))
+
+
+@dataclass(frozen=True)
+class TwoStages(config.Pipeline):
+    zero_sft: config.SFT = field(default_factory=lambda: config.SFT(model=config.Model(), steps=10))
+    grpo: config.GRPO = field(default_factory=lambda: config.GRPO(init="zero_sft", steps=20))
+
+
+PIPELINE = config.to_json(TwoStages())
+
+
+def changed(json_config: dict, place: str, value) -> dict:
+    first, _, rest = place.partition(".")
+    return json_config | {first: changed(json_config[first], rest, value) if rest else value}
+
+
+def refusal(path: Path, json_config: dict) -> str:
+    with pytest.raises(config.ConfigError) as error:
+        rundir.open_or_resume(path, json_config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    rundir.create("x", STAGE, tmp_path / "run").close()
+    return tmp_path / "run"
+
+
+def test_a_new_run_has_a_dated_directory_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = rundir.create("quick", STAGE), rundir.create("quick", STAGE)
+    for run in (first, second):
+        assert run.path.parent == Path("runs") and run.path.name.startswith("quick-20")
+        assert json.loads((run.path / "config.json").read_text()) == STAGE
+        run.close()
+    assert first.path != second.path
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "run", tmp_path / "file"):
+        assert "--run-dir" in refusal(path, STAGE) and str(path) in refusal(path, STAGE)
+
+
+def test_a_directory_of_other_things_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "already holds notes.txt" in refusal(tmp_path, STAGE)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')  # a Hugging Face directory
+    assert not rundir.is_run(tmp_path) and "already holds config.json" in refusal(tmp_path, STAGE)
+
+
+def test_an_empty_directory_or_one_left_by_a_kill_becomes_a_run(tmp_path):
+    for name in (".lock", ".config.json.part"):
+        (tmp_path / name).write_text("12")
+    rundir.open_or_resume(tmp_path, STAGE).close()
+    assert rundir.is_run(tmp_path)
+
+
+def test_the_same_config_resumes(path):
+    run = rundir.open_or_resume(path, STAGE)
+    assert run.config == STAGE and run.path == path
+    run.close()
+
+
+def test_a_changed_field_is_refused_by_name_with_both_values(path):
+    message = refusal(path, changed(changed(STAGE, "optimizer.lr", 0.5), "group", 4))
+    assert f"optimizer.lr was {STAGE['optimizer']['lr']}, now 0.5" in message and "group was 16, now 4" in message
+    assert "steps" not in message.split("A resumed run")[0]
+    assert json.loads((path / "config.json").read_text()) == STAGE
+    rundir.open_or_resume(path, STAGE).close()  # the refusal has given the lock back
+
+
+def test_fields_that_are_safe_may_change_and_are_written_down(path):
+    new = changed(changed(changed(STAGE, "steps", 300), "eval.every", 7), "checkpoint.keep", 9)
+    rundir.open_or_resume(path, new).close()
+    assert json.loads((path / "config.json").read_text()) == new
+    assert "eval.every was 7, now 50" in refusal_with(path, STAGE, safe=("steps", "checkpoint"))
+
+
+def refusal_with(path: Path, json_config: dict, safe: tuple[str, ...]) -> str:
+    with pytest.raises(config.ConfigError) as error:
+        rundir.open_or_resume(path, json_config, safe)
+    return str(error.value)
+
+
+def test_in_a_pipeline_the_safe_fields_are_those_of_the_stages(tmp_path):
+    rundir.create("p", PIPELINE, tmp_path / "p").close()
+    new = changed(changed(PIPELINE, "zero_sft.steps", 11), "grpo.eval.every", 3)
+    rundir.open_or_resume(tmp_path / "p", new).close()
+    assert "grpo.seed was 0, now 1" in refusal(tmp_path / "p", changed(new, "grpo.seed", 1))
+    assert "seed was null, now 1" in refusal(tmp_path / "p", changed(new, "seed", 1))
+    fewer = {k: v for k, v in new.items() if k != "grpo"}
+    assert "grpo was" in refusal(tmp_path / "p", fewer)
+
+
+def test_a_finished_run_is_unfinished_by_more_steps_only(path):
+    run = rundir.open_or_resume(path, STAGE)
+    assert run.finished is None
+    run.finish(100)
+    run.close()
+    for new in (STAGE, changed(STAGE, "eval.every", 3), changed(STAGE, "steps", 50), STAGE | {"steps": 50}):
+        run = rundir.open_or_resume(path, new)
+        assert run.finished["step"] == 100 and run.finished["time"]
+        run.close()
+    run = rundir.open_or_resume(path, changed(STAGE, "steps", 101))
+    assert run.finished is None
+    run.close()
+
+
+def test_cut_back_keeps_whole_lines_up_to_the_step(path):
+    run = rundir.open_or_resume(path, STAGE)
+    lines = [json.dumps({"step": step, "loss/kl": step / 10}) + "\n" for step in (0, 1, 2, 2, 3, 4)]
+    run.metrics.write_text("".join(lines) + '{"step": 2, "loss/')
+    run.samples.write_text('{"step": 1, "text": "ß\\n"}\n{"step": 1, "tex\n{"step": 3}\n{"step": 2}')
+    run.cut_back(2)
+    assert run.metrics.read_text() == "".join(lines[:4])
+    assert run.samples.read_text() == '{"step": 1, "text": "ß\\n"}\n'
+    run.cut_back(-1)
+    assert run.metrics.read_text() == ""
+    run.close()
+    assert not list(path.glob(".*part"))
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from r1jax import config, rundir
+run = rundir.open_or_resume(Path(sys.argv[1]), config.to_json(config.GRPO(model=config.Model(), steps=100)))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_train_in_one_directory(path):
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    message = refusal(path, changed(STAGE, "seed", 4))
+    assert f"another process (pid {process.pid}) is training in {path}" in message
+    process.kill()
+    process.communicate()
+    rundir.open_or_resume(path, STAGE).close()
+
+
+def test_names_of_runs():
+    assert rundir.parse_run_name("runs/a-1@120") == (Path("runs/a-1"), 120)
+    assert rundir.parse_run_name("runs/a@best") == (Path("runs/a"), "best")
+    assert rundir.parse_run_name("runs/a") == (Path("runs/a"), None)
+    assert rundir.parse_run_name("org/name@main") == (Path("org/name@main"), None)
+    assert rundir.parse_run_name("a@b/run@7") == (Path("a@b/run"), 7)
+
+
+def test_the_last_stage_is_the_last_one_with_a_checkpoint(tmp_path, path):
+    pipeline = rundir.create("p", PIPELINE, tmp_path / "p")
+    with pytest.raises(config.ConfigError, match="no checkpoint yet"):
+        rundir.last_stage(pipeline.path)
+    # zero_sft comes first in the config, and last in the alphabet.
+    for stage, step in (("zero_sft", "10"), ("grpo", ".saving-5")):
+        (pipeline.path / stage / "checkpoints" / step).mkdir(parents=True)
+    assert rundir.last_stage(pipeline.path) == pipeline.path / "zero_sft"
+    (pipeline.path / "grpo" / "checkpoints" / "5").mkdir()
+    assert rundir.last_stage(pipeline.path) == pipeline.path / "grpo"
+    (path / "checkpoints" / "3").mkdir(parents=True)
+    assert rundir.last_stage(path) == path
+    pipeline.close()
