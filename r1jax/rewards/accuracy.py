@@ -15,6 +15,7 @@ from r1jax.rewards.score import Score
 from r1jax.rewards.slow_import import slow_import
 
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _IDLE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
 _ASSIGNMENT = re.compile(r"[A-Za-z]\s*=\s*(?=[^=]+$)")
 _DECIMALS = 12
@@ -67,11 +68,19 @@ def _equal(answer: str, expected: str) -> tuple[bool, str]:
     (ours, our_unit), (theirs, their_unit) = split_unit(answer), split_unit(expected)
     if our_unit and their_unit and our_unit != their_unit:
         return False, " (another unit)"
+    if _is_prose(theirs):
+        return ours.casefold() == theirs.casefold(), ""
+    if _is_prose(ours):
+        return False, " (not compared: words, not a formula)"
     if why := too_costly(theirs):
         raise ValueError(f"row['answer'] is not compared with: it has {why}")
     if why := too_costly(ours):
         return False, f" (not compared: {why})"
     return _symbolically_equal(ours, theirs), ""
+
+
+def _is_prose(text: str) -> bool:
+    return len(_WORD.findall(text)) >= 3
 
 
 def _same_quantity(a: Quantity, b: Quantity) -> bool:

@@ -38,9 +38,7 @@ def load(name: str) -> Callable:
     if function is None:
         raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}; {_functions_of(module)}")
     if not callable(function):
-        raise ValueError(
-            f"reward {name!r}: {attribute!r} is a {type(function).__name__}, not a function; {_functions_of(module)}"
-        )
+        raise ValueError(f"reward {name!r}: {attribute!r} is no function; {_functions_of(module)}")
     return function
 
 

@@ -18,6 +18,7 @@ from r1jax.rewards.score import Score
 
 CHUNK = 32
 """Answers sent to a worker at once."""
+CLOSED = "the reward pool was closed while it was scoring"
 DEATHS = 3
 """Workers that may die while importing one reward, before it is given up."""
 
@@ -211,6 +212,8 @@ class _Feeder:
                     scores[i][name] = Score(value, status, why)
             except (Died, Late) as e:
                 self._end()
+                if self._closing:
+                    raise ValueError(CLOSED) from e
                 i, name = todo.popleft()  # replies come in order: the first that is missing is to blame
                 late = f"took longer than {self._workers.timeout:g} s and had to be killed"
                 scores[i][name] = Score(0.0, "crash", str(e)) if isinstance(e, Died) else Score(0.0, "timeout", late)
@@ -244,7 +247,7 @@ class _Feeder:
             self._end()
         with self._lock:
             if self._closing:
-                raise ValueError("the reward pool was closed while it was scoring")
+                raise ValueError(CLOSED)
             if self._process is None:
                 self._process = WorkerProcess(self._workers)
         return self._process

@@ -11,9 +11,8 @@ MAX_CHARS = 300
 
 _INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _NUM = rf"(?:{_INT}(?:\.\d*)?|\.\d+)"
-_POWER = (
-    r"(?:[eE](?P<e>[+-]?\d{1,4})|\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*(?:\{\s*(?P<p>[+-]?\d{1,4})\s*\}|(?P<p1>\d)(?!\d)))"
-)
+_TEN = r"10\s*\^\s*(?:\{\s*(?P<p>[+-]?\d{1,4})\s*\}|(?P<p1>\d)(?!\d))"
+_POWER = rf"(?:[eE](?P<e>[+-]?\d{{1,4}})|\s*(?:\\times|\\cdot|×|\*)\s*{_TEN})"
 _FORMS = tuple(
     re.compile(form, re.ASCII)
     for form in (
@@ -22,7 +21,7 @@ _FORMS = tuple(
         r"(?:(?P<w>\d+)\s*)?\\frac\s*(?P<n>\d)\s*(?P<d>\d)",
         rf"(?:(?P<w>{_INT})\s+)?(?P<n>{_NUM})\s*/\s*(?P<ds>[+-]?)(?P<d>{_NUM})",
         r"(?P<i>\d*)\.(?P<f>\d*)\\overline\s*\{\s*(?P<r>\d+)\s*\}",
-        r"10\s*\^\s*(?:\{\s*(?P<p>[+-]?\d{1,4})\s*\}|(?P<p1>\d)(?!\d))",
+        _TEN,
     )
 )
 _SIGN = re.compile(r"\s*(?P<c1>[$€£])?\s*(?P<sign>[+-]?)\s*(?P<c2>[$€£])?\s*")
@@ -34,7 +33,7 @@ _WORD_UNIT = re.compile(
     r"(?:\s+(?P<unit>[A-Za-z]{2,}(?:\s+[A-Za-z]+)*|[mgshlLNJWVKCF])|(?P<si>[cmk][mgl]|ft|lb|oz|min|mph))"
     r"(?:\s*\^\s*\{?\s*(?P<power>\d)\s*\}?)?$"
 )
-_NOT_UNITS = frozenset("pi sin cos tan cot sec csc log ln exp sqrt and or mod choose over alpha beta theta".split())
+_NOT_UNITS = {"pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "and", "or", "mod", "choose", "over"}
 _WRAPS = tuple(
     re.compile(wrap, re.DOTALL)
     for wrap in (
@@ -75,8 +74,10 @@ def clean(text: str) -> str:
 
 
 def quantity(text: str) -> Quantity | None:
-    """The number that ``text``, already ``clean``, writes: an integer or decimal with or without thousands separators, ``1.5e3``,
-    ``1.5 \\times 10^3``, a fraction, a mixed number, ``0.\\overline{3}``; a sign, ``$``, ``%`` or a unit may stand beside it.
+    """The number that ``text``, already ``clean``, writes.
+
+    That is an integer or decimal with or without thousands separators, ``1.5e3``, ``1.5 \\times 10^3``, a fraction, a mixed
+    number or ``0.\\overline{3}``; a sign, ``$``, ``%`` or a unit may stand beside it.
 
     None if it is anything else.
     """

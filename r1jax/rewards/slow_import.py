@@ -19,7 +19,7 @@ def stop_clock_with(context: Callable[[], AbstractContextManager]) -> None:
 
 def slow_import(module: str) -> ModuleType:
     """The module of that dotted name, imported at its first use."""
-    if module in sys.modules:
-        return sys.modules[module]
+    if (found := sys.modules.get(module)) is not None:
+        return found
     with _stopped_clock():
         return importlib.import_module(module)

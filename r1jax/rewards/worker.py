@@ -7,8 +7,8 @@ It reads requests from file descriptor IN and answers on OUT, one JSON value a l
                                                             ->  [7, value, status, why] for each reward
     "pause" and "resume" may come between: the reward is importing a library, and its clock stands still.
 
-What rewards print goes to stderr. SECONDS limit one reward of one answer, from inside by an alarm; the parent kills what the alarm
-cannot reach. GIB limits the address space.
+What rewards print goes to stderr. SECONDS limit one reward of one answer, from inside by an alarm; the parent kills what the
+alarm cannot reach. GIB limits the address space.
 """
 
 from __future__ import annotations
