@@ -65,9 +65,7 @@ def curve_text(
     return "\n".join(lines)
 
 
-def curve_png(
-    path: Path, series: Mapping[str, Sequence[Point]], *, title: str, xlabel: str = "step", ylabel: str = ""
-) -> None:
+def curve_png(path: Path, series: Mapping[str, Sequence[Point]], *, title: str, xlabel: str = "step", ylabel: str = "") -> None:
     """Writes a line chart of every series, ``{name: [(step, value), ...]}``. Series of more than 40 points lie under their
     running mean over a twentieth of the points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
