@@ -47,6 +47,11 @@ def misbehave(prompt, completion, row):
         print('["not", "a", "reply"]', flush=True)
         os.write(1, b"[0, 1.0, 'ok', '']\\n")
         subprocess.run(["echo", "neither"])
+    if do.startswith("child"):
+        child = subprocess.Popen(["sleep", "60"])
+        with open(do.partition(" ")[2], "w") as f: f.write(str(child.pid))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        time.sleep(60)
     if do == "close stdin": sys.stdin.read()
     if do == "nan": return float("nan")
     if do == "inf": return float("inf")
@@ -269,6 +274,15 @@ import time; time.sleep(60)
     while set(workers) & set(running_workers()):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
+
+
+def test_what_a_killed_worker_started_ends_too(bad, tmp_path):
+    with Pool(Workers(count=1, timeout=0.4)) as pool:
+        assert (
+            pool.score([Item("p", f"child {tmp_path}/pid", {}, (bad + "misbehave",))])[0][bad + "misbehave"].status == "timeout"
+        )
+        stat = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+        assert not stat.exists() or stat.read_text().rpartition(") ")[2][0] == "Z"
 
 
 def test_a_row_that_is_not_json_is_refused(bad):
