@@ -9,7 +9,7 @@ from typing import Literal
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import Model
+from r1jax.config.model import DType, Model
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Log, Optimizer, Workers
 
@@ -31,6 +31,10 @@ class Stage:
     """Length of a packed row. Longer sequences are left out and counted."""
     micro_batch: int = 8
     """Packed rows in one forward and backward pass, over all devices. Gradients do not depend on it."""
+    matmul_dtype: DType | None = None
+    """Operands of matrix products; None keeps the model's. Sums are float32 either way."""
+    remat: bool | None = None
+    """Recompute layers in the backward pass; None keeps the model's choice."""
     bias_rate: float = 0.001
     """Step of the router's balancing bias (V3: 0.001; for R1 unpublished); 0 freezes it."""
     balance_weight: float = 0.0001

@@ -47,8 +47,16 @@ class Eval:
     """Problems per source."""
     samples: int = 1
     """Answers per problem; pass@1 is the mean over them."""
+    final_samples: int = 8
+    """Answers per problem before the first and after the last step, for pass@k beside pass@1."""
+    greedy: bool = True
+    """Before the first and after the last step, answer greedily too."""
     sampling: Sampling | None = None
     """None samples as in training."""
+
+    def __post_init__(self):
+        if self.every < 0 or self.limit < 1 or self.samples < 1 or self.final_samples < 1:
+            raise ConfigError("eval.every must be >= 0; eval.limit, eval.samples and eval.final_samples at least 1")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""R1-Zero in miniature: a tiny mixture of experts learns to add, first from noisy traces, then by GRPO.
+
+    bash launch/local.sh quickstart
+"""
+
+from dataclasses import dataclass, field
+
+from r1jax.config import GRPO, MLA, SFT, Checkpoint, Engine, Eval, Log, Model, MoE, Optimizer, Pipeline, Sampling, Segment, Source, Text
+
+MODEL = Model(
+    vocab_size=264,
+    d_model=128,
+    d_ff=256,
+    segments=(Segment("dense", 1), Segment("moe", 2)),
+    attention=MLA(n_heads=4, kv_rank=32, nope_dim=32, rope_dim=16, v_dim=32),
+    moe=MoE(n_experts=8, top_k=2, d_ff=128, n_shared=1),
+    init_std=0.05,
+)
+TEXT = Text(tokenizer="bytes", template="{{ prompt }}")
+ENGINE = Engine(slots=512, max_prompt_tokens=8)
+SAMPLING = Sampling(max_new_tokens=28)
+EVAL = Eval(every=20, final_samples=8)
+
+
+def source(noise: float) -> Source:
+    return Source(path="r1jax.data.arithmetic:rows", name="arithmetic", options={"noise": noise})
+
+
+@dataclass(frozen=True)
+class Quickstart(Pipeline):
+    sft: SFT = field(
+        default_factory=lambda: SFT(
+            model=MODEL,
+            text=TEXT,
+            sources=(source(0.3),),
+            steps=200,
+            batch=128,
+            sequence_length=128,
+            micro_batch=32,
+            optimizer=Optimizer(lr=3e-3, lr_end=3e-4, warmup_steps=20),
+            engine=ENGINE,
+            sampling=SAMPLING,
+            log=Log(tensorboard=False),
+            checkpoint=Checkpoint(every=1000),
+        )
+    )
+    grpo: GRPO = field(
+        default_factory=lambda: GRPO(
+            init="sft",
+            sources=(source(0.0),),
+            steps=60,
+            questions=32,
+            group=16,
+            minibatches=1,
+            sequence_length=128,
+            micro_batch=64,
+            kl_beta=0.0,
+            optimizer=Optimizer(lr=1e-3, warmup_steps=5, weight_decay=0.0),
+            engine=ENGINE,
+            sampling=SAMPLING,
+            eval=EVAL,
+        )
+    )
+
+
+def config() -> Quickstart:
+    return Quickstart()

@@ -1,0 +1,1 @@
+"""Answers to problems, and what they say about a model."""

@@ -1,0 +1,65 @@
+"""Held-out accuracy during training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from r1jax.eval import answers as asking
+from r1jax.eval.estimators import pass_at_k
+from r1jax.stages.workspace import Workspace
+
+ROUND = 2**31 - 1  # one random stream for every evaluation, so that two of them differ by the policy alone
+KEPT = 2  # held-out answers kept at the edges of a stage, so that before and after can be laid side by side
+
+
+def hold_out(work: Workspace, edge: bool) -> dict[str, float]:
+    """Evaluates, writes the metrics, and at the edges of a stage (before its first step, after its last) takes more answers and keeps some."""
+    values, found = evaluate(work, samples=work.stage.eval.final_samples if edge else work.stage.eval.samples, greedy=edge and work.stage.eval.greedy)
+    work.write(work.step, values)
+    if edge and work.samples is not None:
+        per_question = len(found.questions) // len({q.name for q in found.questions})
+        kept = range(0, min(KEPT * per_question, len(found.questions)), per_question)
+        work.samples.write(work.step, [found.sample(i, held_out=True) for i in kept])
+    return values
+
+
+def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[dict[str, float], asking.Answers]:
+    """``eval/...`` metrics on the held-out rows, and the sampled answers.
+
+    An answer is right when the first reward of its source is at least 1. ``eval/entropy`` is the mean of ``-log p`` over the sampled tokens, an
+    unbiased estimate of the policy's entropy per token at the sampling temperature.
+    """
+    stage = work.stage
+    sampling = stage.eval.sampling or stage.sampling
+    asked = asking.questions(work.held_out, range(len(work.held_out)), work.template)
+    asked = [q for q in asked if len(q.ids) <= stage.engine.max_prompt_tokens]
+    work.sampler.load(work.state.params)
+    with work.phase("eval", len(asked) * (samples + greedy), "answers"):
+
+        def ask(sampling, samples):
+            return asking.answer(
+                asked, sampler=work.sampler, pool=work.pool, tokenizer=work.tokenizer, sampling=sampling, samples=samples,
+                round=ROUND, weights=work.weights, progress=work.display.advance,
+            )  # fmt: skip
+
+        found = ask(sampling, samples)
+        values = {f"eval/{key.removeprefix('reward/')}": v for key, v in asking.reward_metrics(found).items() if key.startswith("reward/")}
+        right = correct(work, found).reshape(len(asked), samples)
+        values["eval/pass@1"] = float(right.mean())
+        if samples > 1:
+            values[f"eval/pass@{samples}"] = float(pass_at_k(right, samples).mean())
+        if greedy:
+            values["eval/greedy"] = float(correct(work, ask(dataclasses.replace(sampling, temperature=0.0), 1)).mean())
+    t = found.trajectories
+    values["eval/entropy"] = float(-t.logprobs[t.loss_mask].mean())
+    values["eval/length"] = float((t.length - t.prompt_length).mean())
+    values["eval/truncated"] = float((t.finish == 0).mean())
+    return values, found
+
+
+def correct(work: Workspace, found: asking.Answers) -> np.ndarray:
+    """bool[N]: the first reward of the answer's source is at least 1."""
+    first = {source: next(iter(rewards)) for source, rewards in work.weights.items() if rewards}
+    return np.array([s[first[q.row["source"]]].value >= 1 for s, q in zip(found.scores, found.questions, strict=True)])

@@ -1,0 +1,180 @@
+"""R1's reinforcement learning: prompts -> rollout -> rewards -> advantages -> packed batch -> update -> checkpoint.
+
+R1-Zero, RL-1 and RL-2 are this stage with other configs. Departures from the papers are fields of ``config.GRPO``, each with its source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from r1jax import config
+from r1jax.advantages import group_advantages, no_signal
+from r1jax.config.base import GuardStop
+from r1jax.data.packing import pack_sequences
+from r1jax.eval import answers as asking
+from r1jax.eval.answers import Answers, Question
+from r1jax.losses.sums import denominator
+from r1jax.rewards import total
+from r1jax.stages.evaluation import hold_out
+from r1jax.stages.workspace import Workspace
+from r1jax.types import PackedBatch
+
+
+def train(work: Workspace) -> None:
+    """Runs to ``stage.steps``, from wherever the workspace was restored."""
+    stage = work.stage
+    while work.step < stage.steps:
+        asked = next_questions(work)
+        answers = roll_out(work, asked)
+        advantages = group_advantages(answers.rewards, stage.group, std=stage.advantage_std)
+        write_samples(work, answers, advantages)
+        minibatches = split(work, answers, advantages)
+        with work.phase("update", len(minibatches), "updates"):
+            batches = [pack(work, answers, advantages, rows) for rows in minibatches]
+            for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
+                work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
+                log(work, answers, rows, metrics)
+        work.cursor.round += 1
+        end_of_round(work)
+
+
+def next_questions(work: Workspace) -> list[Question]:
+    """The next rows whose prompts fit; the others are left out and counted."""
+    stage, found = work.stage, []
+    wanted, tried = stage.questions * stage.minibatches, 0
+    while len(found) < wanted:
+        (question,) = asking.questions([work.mixture[work.cursor.row]], [work.cursor.row], work.template)
+        work.cursor.row, tried = work.cursor.row + 1, tried + 1
+        if len(question.ids) <= stage.engine.max_prompt_tokens:
+            found.append(question)
+        else:
+            work.cursor.left_out += 1
+        if tried > 100 * wanted:
+            raise config.ConfigError(
+                f"{tried - len(found)} of {tried} prompts are longer than engine.max_prompt_tokens {stage.engine.max_prompt_tokens}; raise it"
+            )
+    return found
+
+
+def length_cap(stage: config.GRPO, step: int) -> int:
+    """The longest answer at this step, in tokens (R1-Zero doubled it at step 8200)."""
+    return max([(0, stage.sampling.max_new_tokens), *((at, cap) for at, cap in stage.length_schedule if at <= step)])[1]
+
+
+def roll_out(work: Workspace, asked: list[Question]) -> Answers:
+    """``group`` answers to each question by the current policy, scored.
+
+    Raises:
+      GuardStop: too many scores failed.
+    """
+    stage = work.stage
+    sampling = dataclasses.replace(stage.sampling, max_new_tokens=length_cap(stage, work.step))
+    work.sampler.load(work.state.params)
+    with work.phase("rollout", len(asked) * stage.group, "answers") as rollout:
+        t = work.sampler.generate(
+            [q.ids for q in asked], sampling, samples=stage.group, round=work.cursor.round, ids=[q.name for q in asked], progress=work.display.advance
+        )
+    each = [q for q in asked for _ in range(stage.group)]
+    with work.phase("reward", len(each), "answers"):
+        completions = asking.texts(each, t, work.tokenizer)
+        scores = asking.score(work.pool, each, completions, work.weights)
+        rewards = np.array([total(s, work.weights[q.row["source"]]) for s, q in zip(scores, each, strict=True)], np.float32)
+    work.rollout_rate = rollout.tokens_per_s
+    failed = [(i, name, s) for i, by_name in enumerate(scores) for name, s in by_name.items() if s.status != "ok"]
+    if len(failed) > stage.workers.max_error_share * sum(len(s) for s in scores):
+        i, name, first = failed[0]
+        raise GuardStop(
+            f"{len(failed)} of {sum(len(s) for s in scores)} scores failed, more than workers.max_error_share {stage.workers.max_error_share}; "
+            f"the first: reward {name} {first.status}: {first.why} (answer {completions[i]!r:.120})"
+        )
+    return Answers(each, t, completions, scores, rewards)
+
+
+def split(work: Workspace, answers: Answers, advantages: np.ndarray) -> list[np.ndarray]:
+    """The rows of each update: whole groups in an order drawn from (seed, round). One inner epoch, cut at the last step."""
+    stage = work.stage
+    groups = len(advantages) // stage.group
+    order = np.random.default_rng([stage.seed, work.cursor.round]).permutation(groups)
+    rows = (order[:, None] * stage.group + np.arange(stage.group)).reshape(stage.minibatches, -1)
+    return list(rows[: stage.steps - work.step])
+
+
+def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.ndarray) -> tuple[PackedBatch, int, float]:
+    """One update's batch on the mesh, with the log-probs of pi_old and of the reference: (batch, micro-batches in it, denominator)."""
+    stage, t, trainer = work.stage, answers.trajectories, work.trainer
+    spans = [slice(0, int(t.length[i])) for i in rows]
+    host, count = pack_sequences(
+        [t.tokens[i, s] for i, s in zip(rows, spans, strict=True)],
+        [t.loss_mask[i, s] for i, s in zip(rows, spans, strict=True)],
+        rows=stage.micro_batch,
+        length=stage.sequence_length,
+        advantages=advantages[rows],
+        sampler_logprobs=[t.logprobs[i, s] for i, s in zip(rows, spans, strict=True)],
+        normalize=stage.normalize,
+        micro_batches=-(-len(rows) // stage.micro_batch),
+    )
+    batch = trainer.put(host)
+    if stage.old_logprobs == "sampler":
+        batch = batch.replace(old_logprobs=batch.sampler_logprobs)
+    elif stage.minibatches > 1:  # with one update per round the policy is pi_old, and the loss needs no second pass for a ratio of 1
+        batch = batch.replace(old_logprobs=trainer.logprobs(work.state.params, batch, count))
+    if trainer.keep_reference:
+        batch = batch.replace(ref_logprobs=trainer.logprobs(work.state.reference, batch, count))
+    cap = length_cap(stage, work.step)
+    return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)
+
+
+def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict) -> None:
+    """One line per update: the metrics of its own answers."""
+    stage, t = work.stage, answers.trajectories
+    mine = Answers(
+        [answers.questions[i] for i in rows], jax.tree.map(lambda x: x[rows], t), [answers.completions[i] for i in rows],
+        [answers.scores[i] for i in rows], answers.rewards[rows],
+    )  # fmt: skip
+    values = {name: float(value) for name, value in metrics.items()} | asking.reward_metrics(mine)
+    values["groups/no_signal"] = float(no_signal(mine.rewards, stage.group).mean())
+    values["data/left_out"] = float(work.cursor.left_out)
+    values["round"] = float(work.cursor.round)
+    values["tokens_per_s/rollout"] = work.rollout_rate
+    work.display.advance(1, int(values["tokens"]))
+    work.write(work.step, values)
+
+
+def write_samples(work: Workspace, answers: Answers, advantages: np.ndarray) -> None:
+    """Rollouts into samples.jsonl: whole groups side by side would be alike, so they are spread over the round."""
+    log = work.stage.log
+    count = len(advantages) if log.samples_per_step < 0 else min(log.samples_per_step, len(advantages))
+    chosen = np.linspace(0, len(advantages) - 1, count).astype(int) if count else []
+    rows = [answers.sample(i, advantage=float(advantages[i])) for i in chosen]
+    if work.samples is not None and rows:
+        work.samples.write(work.step + 1, rows)
+    if len(chosen) and log.sample_every and work.cursor.round % max(1, log.sample_every // work.stage.minibatches) == 0:
+        show(work, answers, int(chosen[0]))
+
+
+def show(work: Workspace, answers: Answers, i: int) -> None:
+    """One answer on the terminal."""
+    prompt = work.tokenizer.decode(answers.questions[i].ids)
+    work.display.sample(prompt, answers.completions[i], {n: (s.value, s.why) for n, s in answers.scores[i].items()}, work.step)
+
+
+def end_of_round(work: Workspace) -> None:
+    """Refreshes the reference, evaluates and saves, whenever the round crossed a multiple of their periods."""
+    stage, step = work.stage, work.step
+    before, last = max(step - stage.minibatches, 0), step >= stage.steps
+
+    def due(period: int) -> bool:
+        return period > 0 and step // period > before // period
+
+    if work.trainer.keep_reference and due(stage.reference_every):
+        work.state = work.trainer.refresh_reference(work.state)
+    score = None
+    if stage.eval.every and (due(stage.eval.every) or last):
+        values = hold_out(work, last)
+        score = values["eval/pass@1"]
+    if last or due(stage.checkpoint.every):
+        work.save(score)
+    work.stop_if_terminated()

@@ -1,0 +1,102 @@
+"""``r1jax train``: one stage or a pipeline of stages, in a run directory that can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from r1jax import config, rundir
+from r1jax.config import GRPO, Pipeline, Stage
+from r1jax.rundir import RunDir
+from r1jax.stages import grpo, preflight, sft, summary
+from r1jax.stages.evaluation import hold_out
+from r1jax.stages.workspace import Preempted, Workspace, open_workspace
+
+PREEMPTED = 75
+
+
+def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, dry_run: bool = False) -> int:
+    """Trains to the end. Returns the exit code: 0 done, 75 pre-empted and saved.
+
+    Args:
+      name: of the config; the default run directory is named after it.
+      run_dir: where to write; a run that is there is resumed.
+      dry_run: only check, and show what would be done.
+
+    Raises:
+      ConfigError: the user's mistakes, before anything is trained.
+      GuardStop: a check stopped the run.
+    """
+    if dry_run:
+        return preflight.dry_run(settings, name)
+    if jax.process_count() > 1 and run_dir is None:
+        raise config.ConfigError("several processes must agree on the run directory; name it with --run-dir")
+    run = open_run(name, settings, None if run_dir is None else Path(run_dir))
+    print(f"run directory: {run.path}", flush=True)
+    try:
+        if isinstance(settings, Pipeline):
+            train_stages(settings, run)
+        else:
+            train_stage(settings, settings, run, name)
+    except Preempted as saved:
+        print(saved, flush=True)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(run.path) from None  # the command line says how to go on with it
+    finally:
+        run.close()
+    if jax.process_index() == 0:
+        summary.show(run.path, settings)
+    return 0
+
+
+def open_run(name: str, settings: Stage | Pipeline, path: Path | None) -> RunDir:
+    """Process 0 makes or resumes the directory; the others only name its files."""
+    described = config.to_json(settings)
+    if jax.process_index() > 0:
+        return RunDir(path, described)
+    return rundir.create(name, described) if path is None else rundir.open_or_resume(path, described)
+
+
+def train_stages(pipeline: Pipeline, run: RunDir) -> None:
+    """Every stage in a run directory of its own below the pipeline's; finished ones are skipped."""
+    done: dict[str, Path] = {}
+    for name, stage in pipeline.stages().items():
+        inner = open_run(name, stage, run.path / name)
+        try:
+            # A stage's config names its input by stage; only here does the name become a place.
+            placed = dataclasses.replace(stage, init=str(done[stage.init])) if stage.init in done else stage
+            train_stage(placed, stage, inner, f"{run.path.name}/{name}")
+        finally:
+            inner.close()
+        done[name] = inner.path
+
+
+def train_stage(stage: Stage, written: Stage, run: RunDir, title: str) -> None:
+    """One stage from where it is to its last step.
+
+    Args:
+      written: the stage as config.json has it.
+    """
+    if run.finished is not None and run.finished["step"] >= written.steps:
+        print(f"{title}: already finished at step {run.finished['step']}; more --steps make it go on", flush=True)
+        return
+    with open_workspace(stage, run, title) as work:
+        if work.step == 0:
+            begin(work)
+        if work.step < stage.steps:
+            (grpo if isinstance(stage, GRPO) else sft).train(work)
+        work.checkpoints.wait()
+        if jax.process_index() == 0:
+            run.finish(work.step)
+
+
+def begin(work: Workspace) -> None:
+    """What comes before the first step: the held-out evaluation, and for RL the preflight."""
+    stage = work.stage
+    if stage.eval.every:
+        hold_out(work, edge=True)
+    if isinstance(stage, GRPO) and stage.preflight:
+        preflight.check(work)

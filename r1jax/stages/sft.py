@@ -1,0 +1,47 @@
+"""Supervised fine-tuning: rows -> packed batch -> update -> checkpoint. Distillation is this stage with a teacher's rows."""
+
+from __future__ import annotations
+
+from r1jax.data import sft
+from r1jax.data.packing import pack_sequences
+from r1jax.losses.sums import denominator
+from r1jax.stages.evaluation import hold_out
+from r1jax.stages.workspace import Workspace
+
+
+def train(work: Workspace) -> None:
+    """Runs to ``stage.steps``, from wherever the workspace was restored."""
+    stage, cursor = work.stage, work.cursor
+    while work.step < stage.steps:
+        with work.phase("update"):
+            examples, cursor.row, left_out = sft.take(
+                work.mixture, cursor.row, stage.batch, work.template, work.tokenizer, stage.sequence_length
+            )
+            cursor.left_out += left_out
+            batch, count = pack_sequences(
+                [e.tokens for e in examples],
+                [e.trained for e in examples],
+                rows=stage.micro_batch,
+                length=stage.sequence_length,
+                normalize="token",
+                micro_batches=-(-stage.batch // stage.micro_batch),
+            )
+            tokens = int(batch.mask.sum())
+            total = denominator("token", answers=stage.batch, tokens=tokens, cap=stage.sequence_length)
+            work.state, metrics = work.trainer.update(work.state, work.trainer.put(batch), count, total)
+            values = {name: float(value) for name, value in metrics.items()}
+            work.display.advance(1, int((batch.segments > 0).sum()))
+        cursor.round += 1
+        work.write(work.step, values | {"data/left_out": float(cursor.left_out)})
+        end_of_step(work)
+
+
+def end_of_step(work: Workspace) -> None:
+    stage, step = work.stage, work.step
+    last, score = step >= stage.steps, None
+    if stage.eval.every and (step % stage.eval.every == 0 or last):
+        values = hold_out(work, last)
+        score = values["eval/pass@1"]
+    if last or step % stage.checkpoint.every == 0:
+        work.save(score)
+    work.stop_if_terminated()

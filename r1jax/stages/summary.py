@@ -1,0 +1,58 @@
+"""What a finished run shows: before and after, the curve, samples, and what to try next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from r1jax.config import Pipeline, Stage
+from r1jax.observe import jsonl
+from r1jax.observe.curve import curve_png, curve_text
+from r1jax.observe.metrics import read_metrics, series
+from r1jax.observe.samples import print_sample
+
+def show(path: Path, settings: Stage | Pipeline) -> None:
+    """Prints the end of a run, and writes curve.png beside its metrics."""
+    console = Console(highlight=False)
+    stages = {n: path / n for n in settings.stages()} if isinstance(settings, Pipeline) else {path.name: path}
+    for name, run in stages.items():
+        rows = read_metrics(run)
+        if any("eval/pass@1" in row for row in rows):
+            show_stage(console, name, run, rows)
+    last = list(stages.values())[-1]
+    console.print(f"\nThe run is in {path}. Try next:")
+    console.print(f"  r1jax generate --model {path} --prompt '...'     answer a prompt of yours")
+    console.print(f"  r1jax samples {path} --where accuracy=0          read where it goes wrong")
+    console.print(f"  tensorboard --logdir {last}                      every metric over the steps")
+
+
+def show_stage(console: Console, name: str, run: Path, rows: list[dict]) -> None:
+    evals = [row for row in rows if "eval/pass@1" in row]
+    first, final = evals[0], evals[-1]
+    table = Table(title=f"{name}: held-out problems", title_justify="left")
+    for column in ("", f"step {first['step']:.0f}", f"step {final['step']:.0f}"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key in [k for k in final if k.startswith("eval/") and k in first]:
+        table.add_row(key.removeprefix("eval/"), f"{first[key]:.3f}", f"{final[key]:.3f}")
+    console.print(table)
+    curves = {label: series(rows, key) for label, key in (("training reward", "reward/accuracy"), ("held-out pass@1", "eval/pass@1"))}
+    curves = {label: points for label, points in curves.items() if len(points) > 1}
+    if not curves:
+        return
+    curve_png(run / "curve.png", curves, title=f"{name}: accuracy", ylabel="accuracy")
+    label, points = next(iter(curves.items()))
+    console.print(curve_text(points, min(console.width, 78), 14, f"{name}: {label}", encoding=console.encoding), markup=False)
+    console.print(f"(as a picture: {run / 'curve.png'})")
+    before_and_after(console, name, run)
+
+
+def before_and_after(console: Console, name: str, run: Path) -> None:
+    """The same held-out question, answered by the first and by the last policy."""
+    file = run / "samples.jsonl"
+    kept = [row for row in jsonl.read(file) if row.get("held_out")] if file.exists() else []
+    if not kept or kept[0]["step"] == kept[-1]["step"]:
+        return
+    for label, row in (("before", kept[0]), ("after", next(r for r in kept if r["step"] == kept[-1]["step"]))):
+        print_sample(row, f"{name}, {label}", console)

@@ -1,0 +1,1 @@
+"""The optimizer, the training state and the jitted update."""

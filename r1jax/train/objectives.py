@@ -1,0 +1,93 @@
+"""The two losses of a micro-batch: the policy's forward pass joined to a function of arrays."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from r1jax import config
+from r1jax.losses.grpo import grpo_loss
+from r1jax.losses.sft import cross_entropy
+from r1jax.models import decoder
+from r1jax.models.logprobs import token_logprobs
+from r1jax.types import PackedBatch
+
+
+def moe_layers(model: config.Model) -> int:
+    return sum(s.count for s in model.segments if s.ff == "moe")
+
+
+def logprobs(params, batch: PackedBatch, *, model: config.Model, temperature: float) -> tuple[jax.Array, jax.Array, tuple]:
+    """(log-probs float32[B, T] of the targets, entropies float32[B, T], (hidden, Aux)) of one micro-batch."""
+    hidden, aux, _ = decoder.forward(params, batch.tokens, batch.positions, batch.segments, model=model)
+    kernel = decoder.head_kernel(params)
+    values, entropy = token_logprobs(hidden, kernel, batch.targets, temperature=temperature, dtype=model.matmul_dtype)
+    return values, entropy, (hidden, aux)
+
+
+def loss(params, batch: PackedBatch, totals: dict[str, jax.Array], *, stage: config.Stage, model: config.Model) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A micro-batch's part of the loss, and the sums it adds to the metrics.
+
+    Args:
+      totals: denominators over the *whole* batch, float32[]: ``loss``, ``sequences``, ``mtp``. They make value and gradient independent of
+        how rows are split into micro-batches, packed or laid over devices.
+    """
+    rl = stage.kind == "grpo"
+    values, entropy, (hidden, aux) = logprobs(params, batch, model=model, temperature=stage.sampling.temperature if rl else 1.0)
+    if rl:
+        main, sums = grpo_loss(
+            values,
+            old_logprobs=batch.old_logprobs,
+            advantages=batch.advantages,
+            mask=batch.mask,
+            weights=batch.weights,
+            segments=batch.segments,
+            ratio_level=stage.ratio_level,
+            clip_low=stage.clip_low,
+            clip_high=stage.clip_high,
+            kl_beta=stage.kl_beta,
+            ref_logprobs=batch.ref_logprobs,
+            sampler_logprobs=batch.sampler_logprobs,
+            importance_cap=stage.importance_cap,
+        )
+    else:
+        main, sums = cross_entropy(values, batch.mask, batch.weights)
+    sums["entropy"] = jnp.where(batch.mask, entropy, 0.0).sum()
+    total = main / totals["loss"]
+    if layers := moe_layers(model):
+        balance = aux.balance / (totals["sequences"] * layers)
+        sums |= {"balance": balance, "load": tuple(aux.load)}
+        total += stage.balance_weight * balance
+    if model.mtp_depth:
+        nll, load = mtp_loss(params, hidden, batch, model=model, stop_trunk=rl)
+        sums |= {"mtp": nll / totals["mtp"], "mtp_load": load}
+        total += stage.mtp_weight * nll / totals["mtp"]
+    return total, jax.lax.stop_gradient(sums | {"loss": total})
+
+
+def mtp_mask(batch: PackedBatch) -> jax.Array:
+    """bool[..., T]: the token after the target is trained on too, in the same sequence; position t predicts it from t + 1 tokens."""
+    follows = jnp.roll(batch.segments, -1, axis=-1) == batch.segments
+    return (jnp.roll(batch.mask, -1, axis=-1) & follows & (batch.segments > 0)).at[..., -1].set(False)
+
+
+def mtp_loss(params, hidden, batch: PackedBatch, *, model: config.Model, stop_trunk: bool) -> tuple[jax.Array, tuple]:
+    """Summed cross-entropy of the token after next (V3, eq. 24), and the module's expert load.
+
+    Args:
+      stop_trunk: the module learns and trunk, embedding and head do not: under RL they follow the policy's objective alone.
+    """
+    if stop_trunk:
+        module = params["mtp"]
+        params, hidden = jax.lax.stop_gradient((params, hidden))
+        params = {**params, "mtp": module}
+    ahead, aux = decoder.mtp(params, hidden, batch.tokens, batch.positions, batch.segments, model=model)
+    targets = jnp.roll(batch.targets, -1, axis=-1)
+    values, _ = token_logprobs(ahead, decoder.head_kernel(params), targets, dtype=model.matmul_dtype)
+    return -jnp.where(mtp_mask(batch), values, 0.0).sum(), aux.load
+
+
+def objective(stage: config.Stage, model: config.Model):
+    return partial(loss, stage=stage, model=model)

@@ -1,0 +1,59 @@
+"""Everything that changes while a model learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
+
+from r1jax import params as parameters
+from r1jax import sharding
+
+
+@struct.dataclass
+class TrainState:
+    """Gradients and moments exist for trainable parameters only."""
+
+    step: jax.Array
+    """int32[]: updates made or skipped."""
+    skipped: jax.Array
+    """int32[]: updates left out because loss or gradient was not finite."""
+    params: Any
+    opt_state: Any
+    reference: Any
+    """The policy at the last refresh, or None without a KL term."""
+
+
+def create(params: Any, mask: Any, tx: optax.GradientTransformation, *, reference: bool) -> TrainState:
+    """A fresh state around ``params``. ``mask`` is ``params.trainable_mask``. Jit it with ``shardings`` as out_shardings."""
+    trainable, _ = parameters.split(params, mask)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(trainable),
+        reference=jax.tree.map(jnp.copy, params) if reference else None,
+    )
+
+
+def shardings(specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, reference: bool) -> TrainState:
+    """A TrainState of NamedShardings: moments lie where their parameter lies."""
+    where = sharding.param_shardings(specs, mesh, sharding.TRAIN)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    trainable, _ = parameters.split(parameters.abstract(specs), mask)
+    where_trainable, _ = parameters.split(where, mask)
+    opt_state = optax.tree_utils.tree_map_params(
+        tx, lambda _, s: s, jax.eval_shape(tx.init, trainable), where_trainable, transform_non_params=lambda _: everywhere
+    )
+    return TrainState(step=everywhere, skipped=everywhere, params=where, opt_state=opt_state, reference=where if reference else None)
+
+
+def abstract(specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, reference: bool) -> TrainState:
+    """Shapes, dtypes and shardings, for restoring and for counting bytes; creates no array."""
+    shapes = jax.eval_shape(lambda p: create(p, mask, tx, reference=reference), parameters.abstract(specs))
+    where = shardings(specs, mask, tx, mesh, reference=reference)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)

@@ -1,0 +1,171 @@
+"""The jitted update: gradients over micro-batches, one optimizer step, the router's bias, and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax import config, sharding
+from r1jax import params as parameters
+from r1jax.losses.sums import combine
+from r1jax.models import decoder
+from r1jax.train import objectives
+from r1jax.train import state as states
+from r1jax.train.optimizer import clip_by_global_norm, optimizer, schedule
+from r1jax.train.state import TrainState
+from r1jax.types import PackedBatch
+
+
+class Trainer:
+    """The compiled functions of one stage on one mesh.
+
+    ``update(state, batch, count, denominator)`` donates the state. ``logprobs(params, batch, count)`` scores a batch with any weights.
+    A batch is a PackedBatch of M micro-batches, of which the first ``count`` hold sequences: M is fixed, so nothing is compiled again.
+    """
+
+    def __init__(self, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh):
+        self.stage, self.model, self.mesh = stage, model, mesh
+        self.ways = sharding.batch_ways(mesh, sharding.TRAIN)
+        if stage.micro_batch % self.ways:
+            raise ValueError(f"micro_batch is {stage.micro_batch}, not a multiple of the {self.ways} devices that share a batch; change one of them")
+        if stage.sequence_length % mesh.shape["context"]:
+            raise ValueError(f"sequence_length {stage.sequence_length} is not a multiple of mesh.context {mesh.shape['context']}; change one of them")
+        self.specs = decoder.specs(model)
+        self.mask = parameters.trainable_mask(self.specs, stage.frozen)
+        self.tx = optimizer(stage.optimizer, stage.steps)
+        self.keep_reference = stage.kind == "grpo" and stage.kl_beta > 0
+        where = states.shardings(self.specs, self.mask, self.tx, mesh, reference=self.keep_reference)
+        self.param_shardings = where.params
+        self._init = jax.jit(lambda key: parameters.init(self.specs, key), out_shardings=where.params)
+        self._create = jax.jit(partial(states.create, mask=self.mask, tx=self.tx, reference=self.keep_reference), out_shardings=where)
+        self._update = jax.jit(self._make_update(), donate_argnums=0, out_shardings=(where, None))
+        self._logprobs = jax.jit(self._score)
+        self._refresh = jax.jit(lambda s: s.replace(reference=jax.tree.map(jnp.copy, s.params)), donate_argnums=0, out_shardings=where)
+
+    def init_params(self, seed: int) -> Any:
+        """Random weights, born sharded."""
+        return self._init(jax.random.key(seed))
+
+    def create(self, params: Any) -> TrainState:
+        return self._create(params)
+
+    def abstract(self) -> TrainState:
+        return states.abstract(self.specs, self.mask, self.tx, self.mesh, reference=self.keep_reference)
+
+    def put(self, batch: PackedBatch) -> PackedBatch:
+        """Host arrays [M, B, T] onto the mesh."""
+        return jax.tree.map(lambda x: sharding.put(x, self.mesh, sharding.TRAIN, None, "batch", "sequence"), batch)
+
+    def update(self, state: TrainState, batch: PackedBatch, count: int, denominator: float) -> tuple[TrainState, dict[str, jax.Array]]:
+        with sharding.using(self.mesh, sharding.TRAIN):
+            return self._update(state, batch, jnp.int32(count), jnp.float32(denominator))
+
+    def logprobs(self, params: Any, batch: PackedBatch, count: int) -> jax.Array:
+        """float32[M, B, T], at the rollout's temperature."""
+        with sharding.using(self.mesh, sharding.TRAIN):
+            return self._logprobs(params, batch, jnp.int32(count))
+
+    def refresh_reference(self, state: TrainState) -> TrainState:
+        """The reference becomes the policy."""
+        return self._refresh(state)
+
+    def _score(self, params, batch: PackedBatch, count) -> jax.Array:
+        def body(i, out):
+            micro = jax.tree.map(lambda x: x[i], batch)
+            values, _, _ = objectives.logprobs(params, micro, model=self.model, temperature=self.stage.sampling.temperature)
+            return out.at[i].set(values)
+
+        return jax.lax.fori_loop(0, count, body, jnp.zeros(batch.tokens.shape, jnp.float32))
+
+    def _make_update(self) -> Callable:
+        stage, model, mask, tx = self.stage, self.model, self.mask, self.tx
+        rate = schedule(stage.optimizer, stage.steps)
+        objective = objectives.objective(stage, model)
+
+        def update(state: TrainState, batch: PackedBatch, count, denominator):
+            trainable, frozen = parameters.split(state.params, mask)
+            sequences = jnp.maximum((batch.positions == 0) & (batch.segments > 0), 0).sum().astype(jnp.float32)
+            totals = {"loss": denominator, "sequences": jnp.maximum(sequences, 1.0)}
+            totals["mtp"] = jnp.maximum(objectives.mtp_mask(batch).sum(), 1).astype(jnp.float32)
+
+            def micro_gradient(i):
+                micro = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
+                return jax.grad(lambda t: objective(parameters.merge(t, frozen), micro, totals), has_aux=True)(trainable)
+
+            def body(i, carry):
+                grads, sums = carry
+                more, part = micro_gradient(i)
+                return jax.tree.map(jnp.add, grads, more), _combine(sums, part)
+
+            shapes = jax.eval_shape(micro_gradient, 0)
+            grads, sums = jax.lax.fori_loop(0, count, body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+            grads, norm = clip_by_global_norm(grads, stage.optimizer.clip_norm)
+            finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+            steps, opt_state = tx.update(grads, state.opt_state, trainable)
+            new = parameters.merge(optax.apply_updates(trainable, steps), frozen)
+            if stage.bias_rate:
+                new = balance_router(new, sums, stage.bias_rate)
+
+            def kept(a, b):
+                return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
+
+            lr = rate(state.step - state.skipped)
+            state = state.replace(
+                step=state.step + 1,
+                skipped=state.skipped + ~finite,
+                params=kept(new, state.params),
+                opt_state=kept(opt_state, state.opt_state),
+            )
+            return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": lr}
+
+        return update
+
+
+def _combine(a: dict, b: dict) -> dict:
+    """Adds the sums of two micro-batches, trees of them too."""
+    flat = {k: v for k, v in a.items() if not isinstance(v, tuple)}
+    trees = {k: jax.tree.map(jnp.add, v, b[k]) for k, v in a.items() if isinstance(v, tuple)}
+    return combine(flat, {k: b[k] for k in flat}) | trees
+
+
+def balance_router(params: Any, sums: dict, rate: float) -> Any:
+    """V3's auxiliary-loss-free balancing: each expert's bias moves by ``rate`` towards the mean load of its layer (arXiv 2412.19437, section 2.1.2)."""
+
+    def moved(ff: dict, load: jax.Array | None) -> dict:
+        if load is None or "router_bias" not in ff:
+            return ff
+        load = load.reshape(ff["router_bias"].shape)
+        return {**ff, "router_bias": ff["router_bias"] + rate * jnp.sign(load.mean(-1, keepdims=True) - load)}
+
+    if "load" in sums:
+        segments = tuple({**s, "ff": moved(s["ff"], load)} for s, load in zip(params["segments"], sums["load"], strict=True))
+        params = {**params, "segments": segments}
+    if "mtp_load" in sums:
+        layer = params["mtp"]["layer"]
+        params = {**params, "mtp": {**params["mtp"], "layer": {**layer, "ff": moved(layer["ff"], sums["mtp_load"][0])}}}
+    return params
+
+
+def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
+    """Sums over a batch as means: parts of the loss by the loss's denominator, the rest by trained tokens."""
+    tokens = jnp.maximum(sums["tokens"], 1.0)
+    per_token = {
+        "nll": "loss/nll", "entropy": "entropy", "kl_tokens": "kl", "clipped_low": "clip/low", "clipped_high": "clip/high", "ratio": "ratio",
+        "logprob_diff": "sampler/logprob_diff_mean", "sampler_ratio": "sampler/ratio_mean", "importance_capped": "sampler/importance_capped",
+    }  # fmt: skip
+    out = {name: sums[key] / tokens for key, name in per_token.items() if key in sums}
+    out |= {f"loss/{key}": sums[key] / denominator for key in ("policy", "kl") if key in sums}
+    out |= {f"loss/{key}": sums[key] for key in ("balance", "mtp") if key in sums}
+    out |= {"loss": sums["loss"], "tokens": sums["tokens"]}
+    if "max/logprob_diff" in sums:
+        out["sampler/logprob_diff_max"] = sums["max/logprob_diff"]
+    if "load" in sums:
+        shares = [load / jnp.maximum(load.mean(-1, keepdims=True), 1e-9) for load in sums["load"] if load is not None]
+        out["expert/max_load"] = jnp.stack([s.max() for s in shares]).max()
+        out["expert/min_load"] = jnp.stack([s.min() for s in shares]).min()
+    return out
