@@ -119,6 +119,13 @@ def running_workers(parent: int | None = None) -> list[int]:
     return found
 
 
+def is_alive(pid: str) -> bool:
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
 def test_every_misbehaviour_costs_exactly_one_score(bad, capfd):
     reward, index = bad + "misbehave", bad + "index"
     items = [Item("p", do, {"i": i}, (index, reward, "format")) for i, do in enumerate(MISBEHAVIOUR)]
@@ -281,8 +288,10 @@ def test_what_a_killed_worker_started_ends_too(bad, tmp_path):
         assert (
             pool.score([Item("p", f"child {tmp_path}/pid", {}, (bad + "misbehave",))])[0][bad + "misbehave"].status == "timeout"
         )
-        stat = Path("/proc", (tmp_path / "pid").read_text(), "stat")
-        assert not stat.exists() or stat.read_text().rpartition(") ")[2][0] == "Z"
+    child, deadline = (tmp_path / "pid").read_text(), time.monotonic() + 10
+    while is_alive(child):
+        assert time.monotonic() < deadline, "a reward's child outlived its worker"
+        time.sleep(0.05)
 
 
 def test_a_row_that_is_not_json_is_refused(bad):
