@@ -93,3 +93,10 @@ def test_bad_options(options, said):
         rows("train", **options)
     with pytest.raises(ConfigError, match="no split 'validation'"):
         rows("validation")
+
+
+def test_a_noisy_step_is_never_right_and_may_be_any_other_sum():
+    train = rows("train", noise=1.0)
+    stated = [step for i in range(400) for step in steps(train[i])[0]]
+    assert all(sum(terms) != total for terms, total in stated)
+    assert {total for _, total in stated} == set(range(20))

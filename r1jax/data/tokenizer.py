@@ -18,7 +18,7 @@ PAD, END = "<|pad|>", "<|end|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A ``tokenizers.Tokenizer`` and what its companion files say. Adds no token that the text does not hold."""
 
