@@ -36,7 +36,7 @@ T = TypeVar("T")
 def train(args: Sequence[str]) -> int:
     name, config, command = parse_train(args)
     start_distributed()
-    from r1jax.stages.run import train
+    from r1jax.stages.pipeline import train
 
     return train(config, name=name, run_dir=command.run_dir, dry_run=command.dry_run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source
 from r1jax.config.rollout import Sampling
@@ -96,7 +97,3 @@ class Workers:
     memory_gib: float = 2.0
     max_error_share: float = 0.2
     """The run stops when more than this share of a round's scores failed."""
-
-
-SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "workers", "preflight")
-"""Fields of a stage that a resumed run may change: the others would make it another experiment."""

@@ -13,6 +13,7 @@ from r1jax.observe.curve import curve_png, curve_text
 from r1jax.observe.metrics import read_metrics, series
 from r1jax.observe.samples import print_sample
 
+
 def show(path: Path, settings: Stage | Pipeline) -> None:
     """Prints the end of a run, and writes curve.png beside its metrics."""
     console = Console(highlight=False)

@@ -94,9 +94,9 @@ def train_stage(stage: Stage, written: Stage, run: RunDir, title: str) -> None:
 
 
 def begin(work: Workspace) -> None:
-    """What comes before the first step: the held-out evaluation, and for RL the preflight."""
+    """What comes before the first step: for RL the preflight, then the held-out evaluation."""
     stage = work.stage
-    if stage.eval.every:
-        hold_out(work, edge=True)
     if isinstance(stage, GRPO) and stage.preflight:
         preflight.check(work)
+    if stage.eval.every:
+        hold_out(work, edge=True)
