@@ -129,15 +129,23 @@ def test_one_flipped_bit_in_any_file_is_noticed(run):
     for file in files_of(path):
         good = file.read_bytes()
         for place in {0, len(good) // 2, len(good) - 1}:
-            # 0x20 turns a hex digit's case over, which a lenient comparison would take for the same.
-            for bit in (0x01, 0x20):
-                file.write_bytes(good[:place] + bytes([good[place] ^ bit]) + good[place + 1 :])
-                with pytest.raises(CheckpointError) as error:
-                    run.restore(abstract(state()), step=20)
-                assert file.name in str(error.value) and f"{run.directory.parent}@10" in str(error.value), error.value
-                assert "\n" not in str(error.value)
+            file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            with pytest.raises(CheckpointError) as error:
+                run.restore(abstract(state()), step=20)
+            assert file.name in str(error.value) and f"{run.directory.parent}@10" in str(error.value), error.value
+            assert "\n" not in str(error.value)
         file.write_bytes(good)
     run.restore(abstract(state()), step=20)
+
+
+def test_any_flipped_bit_of_the_digests_is_noticed(run):
+    file = run.directory / "20" / "digests-0-of-1"
+    good = file.read_bytes()
+    for place in (*range(0, len(good), 11), len(good) - 1):
+        for bit in (0x01, 0x20):  # 0x20 turns a hex digit's case over
+            file.write_bytes(good[:place] + bytes([good[place] ^ bit]) + good[place + 1 :])
+            with pytest.raises(CheckpointError, match="digests-0-of-1 has changed"):
+                run.meta(20)
 
 
 def test_cut_emptied_and_missing_files_are_noticed(run):
@@ -341,6 +349,7 @@ TWO_PROCESSES = """
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
     from jax.experimental import multihost_utils
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    from r1jax import checkpoint
     from r1jax.checkpoint import Checkpointer, CheckpointError
 
     whole = np.arange(64.0, dtype=np.float32).reshape(8, 8)
@@ -363,6 +372,19 @@ TWO_PROCESSES = """
     assert np.array_equal(*(jax.random.key_data(s["key"]).addressable_data(0) for s in (restored, target)))
     print("exact", meta, checkpointer.steps())
 
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    digests = checkpoint._digests
+    if process == 1:
+        checkpoint._digests = full
+    try:
+        checkpointer.save(4, target, {})
+        checkpointer.wait()
+    except CheckpointError as error:
+        print(error, checkpointer.steps())
+    checkpoint._digests = digests
+
     if process == 0:
         data = max((directory / "3" / "state" / "ocdbt.process_1").rglob("d/*"), key=lambda p: p.stat().st_size)
         good = data.read_bytes()
@@ -384,9 +406,11 @@ def test_two_processes_save_restore_and_agree_on_damage(tmp_path):
     started = [script(TWO_PROCESSES, tmp_path, process, port, env=env) for process in range(2)]
     told = [[line for line in output_of(p).splitlines() if "Gloo" not in line] for p in started]
     assert [lines[0] for lines in told] == ["exact {'step': 3} [2, 3]"] * 2
-    # One of them reads the damaged file, and both stop.
-    assert all("damaged checkpoint" in lines[1] and f"start from {tmp_path}@2" in lines[1] for lines in told)
-    assert any("ocdbt.process_1" in lines[1] for lines in told)
+    # Where one fails, both say so.
+    assert all("could not save step 4" in lines[1] and lines[1].endswith("[2, 3]") for lines in told)
+    assert "another process failed" in told[0][1] and "No space left on device" in told[1][1]
+    assert all("damaged checkpoint" in lines[2] and f"start from {tmp_path}@2" in lines[2] for lines in told)
+    assert any("ocdbt.process_1" in lines[2] for lines in told)
 
     alone = Checkpointer(tmp_path, read_only=True)
     target = {"x": on_mesh((2, 4), P("b", "a")), "none": None, "key": jax.random.key(0)}
