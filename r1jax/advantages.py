@@ -12,8 +12,8 @@ def group_advantages(rewards: np.ndarray, group: int, *, std: bool = True, eps: 
     ``std=False`` leaves the division out (Dr. GRPO, arXiv 2503.20783).
 
     The papers do not say which standard deviation: this is the sample one (ddof 1), as in TRL and verl, and so is ``eps``.
-    A group whose rewards are all equal gets exactly 0. It is told by its largest and smallest float32 reward: the mean of equal
-    floats may differ from them in the last bit, and the division would blow that up.
+    A group whose rewards are all equal, as float32, gets exactly 0, whatever ``eps`` is: the mean is taken in float64, where it
+    is exact for equal rewards, and nothing is divided. So sums such as 0.1 + 0.2 and 0.3 make no signal.
 
     Args:
       rewards: float32[N], the ``group`` answers to a question side by side.
@@ -30,8 +30,9 @@ def group_advantages(rewards: np.ndarray, group: int, *, std: bool = True, eps: 
     r = _grouped(rewards, group)
     advantages = r.astype(np.float64) - r.mean(axis=1, dtype=np.float64, keepdims=True)
     if std:
-        advantages /= r.std(axis=1, ddof=1, dtype=np.float64, keepdims=True) + eps
-    return np.where(_equal(r)[:, None], 0.0, advantages).astype(np.float32).reshape(-1)
+        scale = r.std(axis=1, ddof=1, dtype=np.float64, keepdims=True) + eps
+        np.divide(advantages, scale, out=advantages, where=~_equal(r)[:, None])
+    return advantages.astype(np.float32).reshape(-1)
 
 
 def no_signal(rewards: np.ndarray, group: int) -> np.ndarray:

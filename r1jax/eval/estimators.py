@@ -18,7 +18,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     """Chance that at least one of ``k`` answers is right (Chen et al. 2021, arXiv 2107.03374, eq. 1).
 
     ``1 - C(n - c, k) / C(n, k)`` for ``c`` right ones of ``n`` answers: unbiased, unlike ``1 - (1 - c/n)^k``. Computed as
-    ``1 - prod_j (n - c - j) / (n - j)`` over j < k, whose factors are all in [0, 1], so nothing overflows.
+    ``1 - prod_j max(n - c - j, 0) / (n - j)`` over j < k, whose factors are all in [0, 1], so nothing overflows.
 
     Args:
       correct: bool[Q, n], whether each of a problem's answers is right.
