@@ -220,6 +220,7 @@ def test_combine_adds_sums_and_keeps_maxima():
     a, b = ({"tokens": jnp.float32(t), "max/logprob_diff": jnp.float32(m)} for t, m in ((3, 0.5), (4, 0.2)))
     assert combine(a, b) == combine(b, a) == {"tokens": 7, "max/logprob_diff": 0.5}
     assert combine(a, jax.tree.map(jnp.zeros_like, a)) == a
+    assert combine({"load": (jnp.float32(1), None)}, {"load": (jnp.float32(2), None)}) == {"load": (3, None)}
 
 
 @pytest.mark.parametrize("jit", [False, True])

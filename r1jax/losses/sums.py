@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,9 +11,10 @@ MAX = "max/"
 """Prefix of the keys whose value is a maximum (of numbers >= 0, so 0 is neutral); every other value is a sum."""
 
 
-def combine(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The sums of two micro-batches as the sums of both. Both have the same keys; a dict of zeros is neutral."""
-    return {key: jnp.maximum(a[key], b[key]) if key.startswith(MAX) else a[key] + b[key] for key in a}
+def combine(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """The sums of two micro-batches as the sums of both. Both have the same keys, their values are arrays or trees of them, and
+    zeros are neutral."""
+    return {key: jax.tree.map(jnp.maximum if key.startswith(MAX) else jnp.add, a[key], b[key]) for key in a}
 
 
 def denominator(normalize: str, *, answers: int, tokens: int, cap: int) -> float:
