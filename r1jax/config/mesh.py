@@ -29,5 +29,6 @@ class Mesh:
         sizes = (self.data, self.fsdp, self.expert, self.tensor, self.context)
         if any(s < 0 for s in sizes) or sizes.count(0) > 1:
             raise ConfigError(
-                f"mesh sizes (data, fsdp, expert, tensor, context) are {sizes}; each is >= 1, and one may be 0 to take what is left"
+                f"mesh sizes (data, fsdp, expert, tensor, context) are {sizes}; "
+                "each is >= 1, and one may be 0 to take what is left"
             )

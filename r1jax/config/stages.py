@@ -64,7 +64,9 @@ class Stage:
         if self.init == "random" and self.model is None:
             raise ConfigError("init is 'random' but model is None; set model, or name the weights to start from in init")
         if self.init != "random" and self.model is not None:
-            raise ConfigError(f"model is set but init is {self.init!r}, which brings its own architecture; leave one of them out")
+            raise ConfigError(
+                f"model is set but init is {self.init!r}, which brings its own architecture; leave one of them out"
+            )
         if self.micro_batch < 1 or self.sequence_length < 2:
             raise ConfigError("micro_batch must be at least 1 and sequence_length at least 2")
 
@@ -85,8 +87,8 @@ class SFT(Stage):
 class GRPO(Stage):
     """Group relative policy optimization (arXiv 2402.03300), with R1's settings as defaults (Nature 2025, Methods).
 
-    A round samples ``questions`` x ``group`` answers and makes ``minibatches`` updates of one inner epoch over them; R1: 512 x 16 answers
-    in 16 minibatches. A step is one update.
+    A round samples ``questions`` x ``group`` answers and makes ``minibatches`` updates of one inner epoch over them; R1: 512
+    x 16 answers in 16 minibatches. A step is one update.
     """
 
     questions: int = 32
@@ -134,8 +136,8 @@ class GRPO(Stage):
             raise ConfigError(f"length_schedule is {self.length_schedule}; give (step, cap) pairs in rising order of step")
         if (need := self.engine.max_prompt_tokens + self.max_cap) > self.sequence_length:
             raise ConfigError(
-                f"a prompt of {self.engine.max_prompt_tokens} tokens (engine.max_prompt_tokens) and an answer of {self.max_cap} "
-                f"do not fit a packed row; set sequence_length to at least {need}"
+                f"a prompt of {self.engine.max_prompt_tokens} tokens (engine.max_prompt_tokens) and an answer of "
+                f"{self.max_cap} do not fit a packed row; set sequence_length to at least {need}"
             )
 
     @property

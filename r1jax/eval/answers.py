@@ -80,7 +80,9 @@ def texts(asked: Sequence[Question], t: Trajectories, tokenizer: Tokenizer) -> l
     return out
 
 
-def score(pool: Pool, asked: Sequence[Question], completions: Sequence[str], weights: dict[str, dict[str, float]]) -> list[dict[str, Score]]:
+def score(
+    pool: Pool, asked: Sequence[Question], completions: Sequence[str], weights: dict[str, dict[str, float]]
+) -> list[dict[str, Score]]:
     """Every answer's scores by reward name. Each process scores its part of the answers, and all get all scores.
 
     Args:
@@ -121,7 +123,9 @@ def answer(
       progress: called with (answers, tokens) as they are sampled.
       scoring: called when sampling is over and scoring begins.
     """
-    t = sampler.generate([q.ids for q in asked], sampling, samples=samples, round=round, ids=[q.name for q in asked], progress=progress)
+    t = sampler.generate(
+        [q.ids for q in asked], sampling, samples=samples, round=round, ids=[q.name for q in asked], progress=progress
+    )
     scoring()
     each = [q for q in asked for _ in range(samples)]
     completions = texts(each, t, tokenizer)

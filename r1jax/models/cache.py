@@ -1,6 +1,7 @@
 """The key-value cache: one array per segment of layers, ``[L, B, S, ...]``.
 
-Row b's slot s holds position s of that row, so a refilled or padded row needs no clearing: a slot is always written before a query can see it.
+Row b's slot s holds position s of that row, so a refilled or padded row needs no clearing: a slot is always written before a
+query can see it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ def shapes(model: config.Model, batch: int, length: int) -> list[tuple[tuple[int
 
 
 def create(model: config.Model, batch: int, length: int) -> tuple[jax.Array, ...]:
-    """An empty cache for ``batch`` rows of ``length`` tokens in the model's activation type; inside jit, born where it belongs."""
+    """An empty cache for ``batch`` rows of ``length`` tokens in the model's activation type; inside jit, born where it
+    belongs."""
     return tuple(constrain(jnp.zeros(shape, model.dtype), *axes) for shape, axes in shapes(model, batch, length))
 
 
-def extend(cache: tuple[jax.Array, ...], model: config.Model, batch: int, length: int, rows: jax.Array) -> tuple[jax.Array, ...]:
+def extend(
+    cache: tuple[jax.Array, ...], model: config.Model, batch: int, length: int, rows: jax.Array
+) -> tuple[jax.Array, ...]:
     """A longer cache whose row b starts with row ``rows[b]`` of ``cache``: how the answers to a question share its prefill."""
     fresh = create(model, batch, length)
-    return tuple(jax.lax.dynamic_update_slice(new, old[:, rows], (0,) * new.ndim) for new, old in zip(fresh, cache, strict=True))
+    return tuple(
+        jax.lax.dynamic_update_slice(new, old[:, rows], (0,) * new.ndim) for new, old in zip(fresh, cache, strict=True)
+    )
 
 
 def bytes_per_token(model: config.Model) -> int:

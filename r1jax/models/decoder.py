@@ -74,25 +74,32 @@ def head_kernel(params) -> jax.Array:
 
 
 def cast_kernels(params, model: config.Model):
-    """The weights as the matrix products read them, for a loop that reads them once per token. Norms, biases and the router stay in float32."""
+    """The weights as the matrix products read them, for a loop that reads them once per token. Norms, biases and the router
+    stay in float32."""
 
     def cast(path, x):
-        return x if x.ndim < 2 or any(word in path_name(path) for word in ("norm", "bias", "router")) else x.astype(model.matmul_dtype)
+        return (
+            x
+            if x.ndim < 2 or any(word in path_name(path) for word in ("norm", "bias", "router"))
+            else x.astype(model.matmul_dtype)
+        )
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def forward(params, tokens, positions, segments, *, model: config.Model, cache=None, routes=None, absorbed=None) -> tuple[jax.Array, Aux, Any]:
+def forward(
+    params, tokens, positions, segments, *, model: config.Model, cache=None, routes=None, absorbed=None
+) -> tuple[jax.Array, Aux, Any]:
     """Hidden states after the last norm.
 
     Args:
       params: the tree of ``specs(model)``.
       tokens: int32[B, T].
       positions: int32[B, T], each row with its own; rotary angles come from them, and with a cache also the slots written.
-      segments: int32[B, T]: without a cache, a token sees the earlier tokens of its row with the same number. 0 is padding: it counts in no
-        expert's load.
-      cache: None, or the arrays of ``cache.create``. Row b's keys are written at ``positions[b, 0]`` and on, and a query at position p
-        sees the row's slots 0..p. Donate it to have it updated in place.
+      segments: int32[B, T]: without a cache, a token sees the earlier tokens of its row with the same number. 0 is padding:
+        it counts in no expert's load.
+      cache: None, or the arrays of ``cache.create``. Row b's keys are written at ``positions[b, 0]`` and on, and a query at
+        position p sees the row's slots 0..p. Donate it to have it updated in place.
       routes: None, or ``Aux.routes`` of an earlier call to choose the same experts again.
       absorbed: path of latent attention (see ``nn.mla``); None lets it choose.
 
@@ -104,7 +111,16 @@ def forward(params, tokens, positions, segments, *, model: config.Model, cache=N
     x = constrain(embed(params, tokens, model), "batch", "sequence", None)
     loads, chosen, balance, caches = [], [], jnp.zeros((), jnp.float32), []
     for i, segment in enumerate(model.segments):
-        layer = partial(_layer, angles=angles, mask=mask, segments=segments, start=positions[:, 0], ff=segment.ff, model=model, absorbed=absorbed)
+        layer = partial(
+            _layer,
+            angles=angles,
+            mask=mask,
+            segments=segments,
+            start=positions[:, 0],
+            ff=segment.ff,
+            model=model,
+            absorbed=absorbed,
+        )
         layer = jax.checkpoint(layer) if model.remat else layer
         carry = (x, None if cache is None else cache[i], balance)
         inputs = (params["segments"][i], jnp.arange(segment.count), None if routes is None else routes[i])
@@ -119,8 +135,8 @@ def forward(params, tokens, positions, segments, *, model: config.Model, cache=N
 def mtp(params, hidden, tokens, positions, segments, *, model: config.Model) -> tuple[jax.Array, Aux]:
     """Multi-token prediction (V3, eq. 21-23): hidden states that predict, at t, the token t + 2.
 
-    ``h' = layer(merge([norm(embed(token t+1)); norm(h_t)]))``. The order of the two halves and the use of the trunk's *normalised* last
-    hidden state follow the released weights. Embedding and head are the trunk's.
+    ``h' = layer(merge([norm(embed(token t+1)); norm(h_t)]))``. The order of the two
+    halves and the use of the trunk's *normalised* last hidden state follow the released weights. Embedding and head are the trunk's.
 
     Args:
       hidden: [B, T, D] from ``forward``. Stop its gradient to train the module alone.
@@ -170,7 +186,9 @@ def _layer(carry, inputs, *, angles, mask, segments, start, ff: str, model: conf
     params, index, routes = inputs
     options = {"absorbed": absorbed} if model.attention.kind == "mla" else {}
     y = norms.rms_norm(x, params["attention_norm"]["scale"], model.norm_eps)
-    y, cache = _attention(model).attend(params["attention"], y, angles, mask, model=model, cache=cache, layer=index, start=start, **options)
+    y, cache = _attention(model).attend(
+        params["attention"], y, angles, mask, model=model, cache=cache, layer=index, start=start, **options
+    )
     x = constrain(x + y, "batch", "sequence", None)
     y = norms.rms_norm(x, params["ff_norm"]["scale"], model.norm_eps)
     if ff == "dense":

@@ -38,7 +38,9 @@ def token_logprobs(hidden, kernel, targets, *, temperature: float = 1.0, dtype: 
     @partial(jax.checkpoint, prevent_cse=False)
     def step(carry, start):
         top, total, weighted, target = carry
-        logits = project(hidden, jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1), dtype).astype(jnp.float32) / temperature
+        logits = (
+            project(hidden, jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1), dtype).astype(jnp.float32) / temperature
+        )
         # The maximum only keeps exp in range; its gradient cancels.
         new_top = jnp.maximum(top, jax.lax.stop_gradient(logits.max(-1)))
         scale, e = jnp.exp(top - new_top), jnp.exp(logits - new_top[..., None])

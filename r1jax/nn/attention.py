@@ -9,7 +9,8 @@ MASKED = -1e30  # finite: a row that sees nothing (padding) stays finite instead
 
 
 def packed_mask(segments: jax.Array) -> jax.Array:
-    """bool[B, T, T] for int32 segments[B, T]: query t sees key s <= t of its own sequence; padding (0) is seen by padding alone."""
+    """bool[B, T, T] for int32 segments[B, T]: query t sees key s <= t of its own sequence; padding (0) is seen by padding
+    alone."""
     t = jnp.arange(segments.shape[1])
     return (segments[:, :, None] == segments[:, None, :]) & (t[:, None] >= t[None, :])
 

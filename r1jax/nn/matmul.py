@@ -12,8 +12,8 @@ import jax.numpy as jnp
 def project(x: jax.Array, kernel: jax.Array, dtype: str, contract: int = 1) -> jax.Array:
     """``x[..., *K] @ kernel[*K, *out] -> [..., *out]`` over the last ``contract`` axes of x, in x's dtype.
 
-    Operands are cast to ``dtype`` and products accumulate in float32. So are the two products of the backward pass, whose cotangents
-    jax would otherwise leave in float32.
+    Operands are cast to ``dtype`` and products accumulate in float32. So are the two products of the backward pass, whose
+    cotangents jax would otherwise leave in float32.
     """
     k = kernel.shape[:contract]
     out = kernel.shape[contract:]

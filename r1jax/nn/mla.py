@@ -1,13 +1,13 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3's released code for the scale).
 
-Keys and values of all heads come from one latent of ``kv_rank`` channels, and one rotary key is shared by all heads: the cache holds these
-``kv_rank + rope_dim`` numbers per token. Two paths give the same values: *expanded* makes every head's keys and values (cheaper for
-many queries), *absorbed* folds those projections into the query and the output (cheaper for one query against a cache).
+Keys and values of all heads come from one latent of ``kv_rank`` channels, and one rotary key is shared by all heads: the
+cache holds these ``kv_rank + rope_dim`` numbers per token. Two paths give the same values: *expanded* makes every head's
+keys and values (cheaper for many queries), *absorbed* folds those projections into the query and the output (cheaper for one
+query against a cache).
 """
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from r1jax import config

@@ -47,8 +47,9 @@ def specs(model: config.Model) -> dict:
 def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None) -> Routing:
     """Chooses experts for x[B, T, D], in float32.
 
-    ``s = sigmoid(x e_i)`` or ``softmax(x e)``. The bias takes part in choosing only; a group's score is the sum of its two best biased scores, and
-    experts outside the best ``top_groups`` groups cannot be chosen. Gates are the unbiased scores of the chosen, renormalised and scaled.
+    ``s = sigmoid(x e_i)`` or ``softmax(x e)``. The bias takes part in choosing only; a group's
+    score is the sum of its two best biased scores, and experts outside the best ``top_groups`` groups cannot be chosen. Gates are the unbiased scores of the chosen,
+    renormalised and scaled.
 
     Args:
       routes: int32[B, T, K] replays recorded choices; gates are still computed from x.
@@ -101,8 +102,8 @@ def load(routing: Routing, real: jax.Array) -> jax.Array:
 def balance_loss(routing: Routing, segments: jax.Array, top_k: int) -> jax.Array:
     """V3's sequence-wise balance loss (eq. 17-20) without its weight, summed over sequences: float32[].
 
-    For each sequence of T tokens, ``sum_i f_i P_i`` with ``f_i = E / (K T) * (times i was chosen)`` and ``P_i`` the mean over tokens of
-    ``s_i / sum_j s_j``; 1 when perfectly even.
+    For each sequence of T tokens, ``sum_i f_i P_i`` with ``f_i = E / (K T) * (times i was chosen)`` and ``P_i`` the mean
+    over tokens of ``s_i / sum_j s_j``; 1 when perfectly even.
     """
     n = routing.scores.shape[-1]
     chosen = jax.nn.one_hot(routing.experts, n, dtype=jnp.float32).sum(-2)

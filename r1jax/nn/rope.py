@@ -20,7 +20,8 @@ def inverse_frequencies(dim: int, rope: config.Rope) -> np.ndarray:
     """float32[dim / 2] radians per token."""
     base = 1.0 / rope.theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     if rope.scaling == "yarn":
-        # The channel that turns `beta` times over the original length; those below `fast` are kept, those above `slow` interpolated.
+        # The channel that turns `beta` times over the original length; those below `fast` are kept, those above `slow`
+        # interpolated.
         def channel(beta):
             return dim * math.log(rope.original_length / (beta * 2 * math.pi)) / (2 * math.log(rope.theta))
 

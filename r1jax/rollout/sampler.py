@@ -93,7 +93,8 @@ class Sampler:
           progress: called with (answers, tokens) as they come.
 
         Raises:
-          ValueError: no weights are loaded, a prompt is empty or longer than ``engine.max_prompt_tokens``, or no bucket is long enough.
+          ValueError: no weights are loaded, a prompt is empty or longer than ``engine.max_prompt_tokens``, or no bucket is
+          long enough.
         """
         if self.params is None:
             raise ValueError("the sampler has no weights; call load(params) before generate")
@@ -104,7 +105,8 @@ class Sampler:
             raise ValueError("there is no prompt, or an empty one; every prompt needs at least one token")
         if longest > self.engine.max_prompt_tokens:
             raise ValueError(
-                f"a prompt has {longest} tokens, the engine was sized for {self.engine.max_prompt_tokens}; raise engine.max_prompt_tokens"
+                f"a prompt has {longest} tokens, the engine was sized for {self.engine.max_prompt_tokens}; "
+                "raise engine.max_prompt_tokens"
             )
         ids = np.arange(len(prompts)) if ids is None else np.asarray(ids)
         # A pass over the slots holds whole questions, or a part of one that has more answers than there are slots.
@@ -120,7 +122,8 @@ class Sampler:
         return concatenate(parts)
 
     def _run(self, prompts, questions, numbers, together: int, ids, sampling: config.Sampling, round: int) -> Trajectories:
-        """Decodes the answers ``numbers`` to each of ``questions`` to their end. Slots that are left over are dead from the start."""
+        """Decodes the answers ``numbers`` to each of ``questions`` to their end. Slots that are left over are dead from the
+        start."""
         cap = sampling.max_new_tokens
         height = -(-together // self.ways) * self.ways
         tokens = np.zeros((height, self._prompt_width(max(len(prompts[q]) for q in questions), cap)), np.int32)
@@ -148,8 +151,12 @@ class Sampler:
             until += self.engine.chunk
         if sampling.stop:
             state = self._end_at_stop_strings(state, sampling.stop)
-        answers, logprobs, length, finish = (sharding.fetch(x)[:rows] for x in (state.tokens, state.logprobs, state.length, state.finish))
-        return _trajectories([prompts[questions[i]] for i in owner[:rows]], prompt_id[:rows], sample[:rows], answers, logprobs, length, finish)
+        answers, logprobs, length, finish = (
+            sharding.fetch(x)[:rows] for x in (state.tokens, state.logprobs, state.length, state.finish)
+        )
+        return _trajectories(
+            [prompts[questions[i]] for i in owner[:rows]], prompt_id[:rows], sample[:rows], answers, logprobs, length, finish
+        )
 
     def _prompt_width(self, longest: int, cap: int) -> int:
         """Padded prompt length: one of a few, so that few programs are compiled."""
@@ -159,13 +166,14 @@ class Sampler:
         fitting = [b - cap for b in self.engine.buckets if b - cap >= longest]
         if not fitting:
             raise ValueError(
-                f"a prompt of {longest} tokens with answers of up to {cap} needs {longest + cap} tokens, but the largest of engine.buckets "
-                f"is {self.engine.buckets[-1]}; add a larger one"
+                f"a prompt of {longest} tokens with answers of up to {cap} needs {longest + cap} tokens, but the "
+                f"largest of engine.buckets is {self.engine.buckets[-1]}; add a larger one"
             )
         return fitting[0]
 
     def _prefill_rows(self, params, tokens, lengths, owner, prompt_id, sample, rows, round, temperature, *, cap, greedy, top_p):
-        """Runs the prompts int32[Q, P] once, gives each of the S rows its question's cache, and samples every row's first token."""
+        """Runs the prompts int32[Q, P] once, gives each of the S rows its question's cache, and samples every row's first
+        token."""
         height, width = tokens.shape
         positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
         segments = (positions < lengths[:, None]).astype(jnp.int32)
@@ -232,7 +240,10 @@ class Sampler:
             finish[row] = 2
         kept = np.arange(tokens.shape[1]) < length[:, None]
         return state.replace(
-            tokens=jnp.where(kept, state.tokens, 0), logprobs=jnp.where(kept, state.logprobs, 0.0), length=jnp.asarray(length), finish=jnp.asarray(finish)
+            tokens=jnp.where(kept, state.tokens, 0),
+            logprobs=jnp.where(kept, state.logprobs, 0.0),
+            length=jnp.asarray(length),
+            finish=jnp.asarray(finish),
         )
 
 

@@ -34,7 +34,8 @@ def sample_tokens(logits, keys, position, *, temperature, greedy: bool, top_p: f
       top_p: keep the smallest set of tokens with at least this probability (Holtzman et al. 2019); 1 keeps all.
 
     Returns:
-      (tokens int32[S], float32[S] their log-probabilities under ``softmax(logits / temperature)``, or ``softmax(logits)`` when greedy, over the
+      (tokens int32[S], float32[S] their log-probabilities under ``softmax(logits / temperature)``, or ``softmax(logits)``
+      when greedy, over the
       whole vocabulary: what the trainer computes too).
     """
     scaled = logits if greedy else logits / temperature
@@ -60,8 +61,8 @@ def _nucleus(p: jax.Array, top_p: float) -> jax.Array:
 def _inverse_cdf(p: jax.Array, uniform: jax.Array) -> jax.Array:
     """The first index at which the running sum of p[S, V] passes ``uniform * sum(p)``: int32[S].
 
-    One random number per row instead of one per vocabulary entry. The running sum is taken over blocks, then within one block: two short
-    sums are cheaper than one long one, and more exact.
+    One random number per row instead of one per vocabulary entry. The running sum is taken over blocks, then within one
+    block: two short sums are cheaper than one long one, and more exact.
     """
     rows, vocab = p.shape
     width = max(1, round(vocab**0.5))
@@ -76,7 +77,8 @@ def _inverse_cdf(p: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _first_above(ends: jax.Array, target: jax.Array, sizes: jax.Array) -> jax.Array:
-    """int32[S, 1]: how many ``ends`` lie at or below ``target``, but never past the last entry whose size is above 0, where rounding could lead."""
+    """int32[S, 1]: how many ``ends`` lie at or below ``target``, but never past the last entry whose size is above 0, where
+    rounding could lead."""
     count = (ends <= target).sum(-1, keepdims=True)
     last = sizes.shape[-1] - 1 - jnp.argmax(sizes[:, ::-1] > 0, axis=-1, keepdims=True)
     return jnp.minimum(count, last)

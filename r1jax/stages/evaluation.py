@@ -15,8 +15,11 @@ KEPT = 2  # held-out answers kept at the edges of a stage, so that before and af
 
 
 def hold_out(work: Workspace, edge: bool) -> dict[str, float]:
-    """Evaluates, writes the metrics, and at the edges of a stage (before its first step, after its last) takes more answers and keeps some."""
-    values, found = evaluate(work, samples=work.stage.eval.final_samples if edge else work.stage.eval.samples, greedy=edge and work.stage.eval.greedy)
+    """Evaluates, writes the metrics, and at the edges of a stage (before its first step, after its last) takes more answers
+    and keeps some."""
+    values, found = evaluate(
+        work, samples=work.stage.eval.final_samples if edge else work.stage.eval.samples, greedy=edge and work.stage.eval.greedy
+    )
     work.write(work.step, values)
     if edge and work.samples is not None:
         per_question = len(found.questions) // len({q.name for q in found.questions})
@@ -28,8 +31,8 @@ def hold_out(work: Workspace, edge: bool) -> dict[str, float]:
 def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[dict[str, float], asking.Answers]:
     """``eval/...`` metrics on the held-out rows, and the sampled answers.
 
-    An answer is right when the first reward of its source is at least 1. ``eval/entropy`` is the mean of ``-log p`` over the sampled tokens, an
-    unbiased estimate of the policy's entropy per token at the sampling temperature.
+    An answer is right when the first reward of its source is at least 1. ``eval/entropy`` is the mean of ``-log p`` over the
+    sampled tokens, an unbiased estimate of the policy's entropy per token at the sampling temperature.
     """
     stage = work.stage
     sampling = stage.eval.sampling or stage.sampling
@@ -45,7 +48,11 @@ def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[di
             )  # fmt: skip
 
         found = ask(sampling, samples)
-        values = {f"eval/{key.removeprefix('reward/')}": v for key, v in asking.reward_metrics(found).items() if key.startswith("reward/")}
+        values = {
+            f"eval/{key.removeprefix('reward/')}": v
+            for key, v in asking.reward_metrics(found).items()
+            if key.startswith("reward/")
+        }
         right = correct(work, found).reshape(len(asked), samples)
         values["eval/pass@1"] = float(right.mean())
         if samples > 1:

@@ -1,6 +1,7 @@
 """R1's reinforcement learning: prompts -> rollout -> rewards -> advantages -> packed batch -> update -> checkpoint.
 
-R1-Zero, RL-1 and RL-2 are this stage with other configs. Departures from the papers are fields of ``config.GRPO``, each with its source.
+R1-Zero, RL-1 and RL-2 are this stage with other configs. Departures from the papers are fields of ``config.GRPO``, each with
+its source.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def next_questions(work: Workspace) -> list[Question]:
             work.cursor.left_out += 1
         if tried > 100 * wanted:
             raise config.ConfigError(
-                f"{tried - len(found)} of {tried} prompts are longer than engine.max_prompt_tokens {stage.engine.max_prompt_tokens}; raise it"
+                f"{tried - len(found)} of {tried} prompts are longer than engine.max_prompt_tokens "
+                f"{stage.engine.max_prompt_tokens}; raise it"
             )
     return found
 
@@ -75,7 +77,12 @@ def roll_out(work: Workspace, asked: list[Question]) -> Answers:
     work.sampler.load(work.state.params)
     with work.phase("rollout", len(asked) * stage.group, "answers") as rollout:
         t = work.sampler.generate(
-            [q.ids for q in asked], sampling, samples=stage.group, round=work.cursor.round, ids=[q.name for q in asked], progress=work.display.advance
+            [q.ids for q in asked],
+            sampling,
+            samples=stage.group,
+            round=work.cursor.round,
+            ids=[q.name for q in asked],
+            progress=work.display.advance,
         )
     each = [q for q in asked for _ in range(stage.group)]
     with work.phase("reward", len(each), "answers"):
@@ -87,8 +94,9 @@ def roll_out(work: Workspace, asked: list[Question]) -> Answers:
     if len(failed) > stage.workers.max_error_share * sum(len(s) for s in scores):
         i, name, first = failed[0]
         raise GuardStop(
-            f"{len(failed)} of {sum(len(s) for s in scores)} scores failed, more than workers.max_error_share {stage.workers.max_error_share}; "
-            f"the first: reward {name} {first.status}: {first.why} (answer {completions[i]!r:.120})"
+            f"{len(failed)} of {sum(len(s) for s in scores)} scores failed, more than workers.max_error_share "
+            f"{stage.workers.max_error_share}; the first: reward {name} {first.status}: {first.why} "
+            f"(answer {completions[i]!r:.120})"
         )
     return Answers(each, t, completions, scores, rewards)
 
@@ -103,7 +111,8 @@ def split(work: Workspace, answers: Answers, advantages: np.ndarray) -> list[np.
 
 
 def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.ndarray) -> tuple[PackedBatch, int, float]:
-    """One update's batch on the mesh, with the log-probs of pi_old and of the reference: (batch, micro-batches in it, denominator)."""
+    """One update's batch on the mesh, with the log-probs of pi_old and of the reference: (batch, micro-batches in it,
+    denominator)."""
     stage, t, trainer = work.stage, answers.trajectories, work.trainer
     spans = [slice(0, int(t.length[i])) for i in rows]
     host, count = pack_sequences(
@@ -119,7 +128,9 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
     batch = trainer.put(host)
     if stage.old_logprobs == "sampler":
         batch = batch.replace(old_logprobs=batch.sampler_logprobs)
-    elif stage.minibatches > 1:  # with one update per round the policy is pi_old, and the loss needs no second pass for a ratio of 1
+    elif (
+        stage.minibatches > 1
+    ):  # with one update per round the policy is pi_old, and the loss needs no second pass for a ratio of 1
         batch = batch.replace(old_logprobs=trainer.logprobs(work.state.params, batch, count))
     if trainer.keep_reference:
         batch = batch.replace(ref_logprobs=trainer.logprobs(work.state.reference, batch, count))

@@ -125,7 +125,9 @@ def find_model(stage: config.Stage) -> tuple[config.Model, loading.Opened | None
     return dataclasses.replace(model, **chosen), opened
 
 
-def find_text(stage: config.Stage, model: config.Model, opened: loading.Opened | None) -> tuple[Tokenizer, Template, config.Text]:
+def find_text(
+    stage: config.Stage, model: config.Model, opened: loading.Opened | None
+) -> tuple[Tokenizer, Template, config.Text]:
     """Tokenizer and template: the stage's, and where it says ``auto`` those the weights came with.
 
     Raises:
@@ -182,7 +184,9 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
             state, meta = checkpoints.restore(trainer.abstract())
             cursor = Cursor(**meta["cursor"])
             if meta["data"] != mixture.fingerprint:
-                raise config.ConfigError(f"{run.path}: its sources changed since step {int(state.step)}; restore them, or start a new run from it")
+                raise config.ConfigError(
+                    f"{run.path}: its sources changed since step {int(state.step)}; restore them, or start a new run from it"
+                )
         step = int(state.step)
         if main:
             run.cut_back(step)
@@ -191,7 +195,9 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
         if main:
             log = stage.log
             metrics = stack.enter_context(
-                MetricsWriter(run.path, tensorboard=log.tensorboard, wandb=log.wandb, config=config.to_json(stage), resumed_at=resumed_at)
+                MetricsWriter(
+                    run.path, tensorboard=log.tensorboard, wandb=log.wandb, config=config.to_json(stage), resumed_at=resumed_at
+                )
             )
             samples = stack.enter_context(SamplesWriter(run.path, resumed_at=resumed_at))
         console = None if main else Console(file=io.StringIO())
@@ -201,8 +207,8 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
         ledger = Ledger(run.path, mesh.size)
         terminating = stack.enter_context(_sigterm())
         yield Workspace(
-            stage, run, model, mesh, found, template, mixture, trainer, sampler, pool, checkpoints, metrics, samples, display, ledger,
-            state, cursor, rows, terminating,
+            stage, run, model, mesh, found, template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
+            display, ledger, state, cursor, rows, terminating,
         )  # fmt: skip
 
 

@@ -27,12 +27,14 @@ def logprobs(params, batch: PackedBatch, *, model: config.Model, temperature: fl
     return values, entropy, (hidden, aux)
 
 
-def loss(params, batch: PackedBatch, totals: dict[str, jax.Array], *, stage: config.Stage, model: config.Model) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(
+    params, batch: PackedBatch, totals: dict[str, jax.Array], *, stage: config.Stage, model: config.Model
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A micro-batch's part of the loss, and the sums it adds to the metrics.
 
     Args:
-      totals: denominators over the *whole* batch, float32[]: ``loss``, ``sequences``, ``mtp``. They make value and gradient independent of
-        how rows are split into micro-batches, packed or laid over devices.
+      totals: denominators over the *whole* batch, float32[]: ``loss``, ``sequences``, ``mtp``. They make value and gradient
+        independent of how rows are split into micro-batches, packed or laid over devices.
     """
     rl = stage.kind == "grpo"
     values, entropy, (hidden, aux) = logprobs(params, batch, model=model, temperature=stage.sampling.temperature if rl else 1.0)
@@ -68,7 +70,8 @@ def loss(params, batch: PackedBatch, totals: dict[str, jax.Array], *, stage: con
 
 
 def mtp_mask(batch: PackedBatch) -> jax.Array:
-    """bool[..., T]: the token after the target is trained on too, in the same sequence; position t predicts it from t + 1 tokens."""
+    """bool[..., T]: the token after the target is trained on too, in the same sequence; position t predicts it from t + 1
+    tokens."""
     follows = jnp.roll(batch.segments, -1, axis=-1) == batch.segments
     return (jnp.roll(batch.mask, -1, axis=-1) & follows & (batch.segments > 0)).at[..., -1].set(False)
 

@@ -15,7 +15,8 @@ NO_DECAY = ("norm", "bias", "embed")  # decaying a scale or an embedding pulls t
 
 
 def schedule(c: config.Optimizer, steps: int) -> optax.Schedule:
-    """Learning rate of update i = 0, 1, ...: linear warm-up to ``lr``, then a cosine to ``lr_end`` at the last step, or constant."""
+    """Learning rate of update i = 0, 1, ...: linear warm-up to ``lr``, then a cosine to ``lr_end`` at the last step, or
+    constant."""
 
     def rate(i):
         i = jnp.asarray(i, jnp.float32)
@@ -38,7 +39,8 @@ def decay_mask(params: Any) -> Any:
 
 
 def clip_by_global_norm(grads: Any, limit: float) -> tuple[Any, jax.Array]:
-    """Scales all gradients so that their joint norm is at most ``limit`` (0: no limit). Returns them and the norm before, float32[]."""
+    """Scales all gradients so that their joint norm is at most ``limit`` (0: no limit). Returns them and the norm before,
+    float32[]."""
     norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
     if not limit:
         return grads, norm

@@ -40,7 +40,9 @@ def create(params: Any, mask: Any, tx: optax.GradientTransformation, *, referenc
     )
 
 
-def shardings(specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, reference: bool) -> TrainState:
+def shardings(
+    specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, reference: bool
+) -> TrainState:
     """A TrainState of NamedShardings: moments lie where their parameter lies."""
     where = sharding.param_shardings(specs, mesh, sharding.TRAIN)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -49,10 +51,14 @@ def shardings(specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax
     opt_state = optax.tree_utils.tree_map_params(
         tx, lambda _, s: s, jax.eval_shape(tx.init, trainable), where_trainable, transform_non_params=lambda _: everywhere
     )
-    return TrainState(step=everywhere, skipped=everywhere, params=where, opt_state=opt_state, reference=where if reference else None)
+    return TrainState(
+        step=everywhere, skipped=everywhere, params=where, opt_state=opt_state, reference=where if reference else None
+    )
 
 
-def abstract(specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, reference: bool) -> TrainState:
+def abstract(
+    specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, reference: bool
+) -> TrainState:
     """Shapes, dtypes and shardings, for restoring and for counting bytes; creates no array."""
     shapes = jax.eval_shape(lambda p: create(p, mask, tx, reference=reference), parameters.abstract(specs))
     where = shardings(specs, mask, tx, mesh, reference=reference)

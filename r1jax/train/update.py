@@ -24,17 +24,24 @@ from r1jax.types import PackedBatch
 class Trainer:
     """The compiled functions of one stage on one mesh.
 
-    ``update(state, batch, count, denominator)`` donates the state. ``logprobs(params, batch, count)`` scores a batch with any weights.
-    A batch is a PackedBatch of M micro-batches, of which the first ``count`` hold sequences: M is fixed, so nothing is compiled again.
+    ``update(state, batch, count, denominator)`` donates the state. ``logprobs(params, batch, count)`` scores a batch with
+    any weights. A batch is a PackedBatch of M micro-batches, of which the first ``count`` hold sequences: M is fixed, so
+    nothing is compiled again.
     """
 
     def __init__(self, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh):
         self.stage, self.model, self.mesh = stage, model, mesh
         self.ways = sharding.batch_ways(mesh, sharding.TRAIN)
         if stage.micro_batch % self.ways:
-            raise ValueError(f"micro_batch is {stage.micro_batch}, not a multiple of the {self.ways} devices that share a batch; change one of them")
+            raise ValueError(
+                f"micro_batch is {stage.micro_batch}, not a multiple of the {self.ways} devices that share a batch; "
+                "change one of them"
+            )
         if stage.sequence_length % mesh.shape["context"]:
-            raise ValueError(f"sequence_length {stage.sequence_length} is not a multiple of mesh.context {mesh.shape['context']}; change one of them")
+            raise ValueError(
+                f"sequence_length {stage.sequence_length} is not a multiple of mesh.context {mesh.shape['context']}; "
+                "change one of them"
+            )
         self.specs = decoder.specs(model)
         self.mask = parameters.trainable_mask(self.specs, stage.frozen)
         self.tx = optimizer(stage.optimizer, stage.steps)
@@ -42,10 +49,14 @@ class Trainer:
         where = states.shardings(self.specs, self.mask, self.tx, mesh, reference=self.keep_reference)
         self.param_shardings = where.params
         self._init = jax.jit(lambda key: parameters.init(self.specs, key), out_shardings=where.params)
-        self._create = jax.jit(partial(states.create, mask=self.mask, tx=self.tx, reference=self.keep_reference), out_shardings=where)
+        self._create = jax.jit(
+            partial(states.create, mask=self.mask, tx=self.tx, reference=self.keep_reference), out_shardings=where
+        )
         self._update = jax.jit(self._make_update(), donate_argnums=0, out_shardings=(where, None))
         self._logprobs = jax.jit(self._score)
-        self._refresh = jax.jit(lambda s: s.replace(reference=jax.tree.map(jnp.copy, s.params)), donate_argnums=0, out_shardings=where)
+        self._refresh = jax.jit(
+            lambda s: s.replace(reference=jax.tree.map(jnp.copy, s.params)), donate_argnums=0, out_shardings=where
+        )
 
     def init_params(self, seed: int) -> Any:
         """Random weights, born sharded."""
@@ -61,7 +72,9 @@ class Trainer:
         """Host arrays [M, B, T] onto the mesh."""
         return jax.tree.map(lambda x: sharding.put(x, self.mesh, sharding.TRAIN, None, "batch", "sequence"), batch)
 
-    def update(self, state: TrainState, batch: PackedBatch, count: int, denominator: float) -> tuple[TrainState, dict[str, jax.Array]]:
+    def update(
+        self, state: TrainState, batch: PackedBatch, count: int, denominator: float
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         with sharding.using(self.mesh, sharding.TRAIN):
             return self._update(state, batch, jnp.int32(count), jnp.float32(denominator))
 
@@ -134,7 +147,8 @@ def _combine(a: dict, b: dict) -> dict:
 
 
 def balance_router(params: Any, sums: dict, rate: float) -> Any:
-    """V3's auxiliary-loss-free balancing: each expert's bias moves by ``rate`` towards the mean load of its layer (arXiv 2412.19437, section 2.1.2)."""
+    """V3's auxiliary-loss-free balancing: each expert's bias moves by ``rate`` towards the mean load of its layer (arXiv
+    2412.19437, section 2.1.2)."""
 
     def moved(ff: dict, load: jax.Array | None) -> dict:
         if load is None or "router_bias" not in ff:
@@ -155,9 +169,16 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
     """Sums over a batch as means: parts of the loss by the loss's denominator, the rest by trained tokens."""
     tokens = jnp.maximum(sums["tokens"], 1.0)
     per_token = {
-        "nll": "loss/nll", "entropy": "entropy", "kl_tokens": "kl", "clipped_low": "clip/low", "clipped_high": "clip/high", "ratio": "ratio",
-        "logprob_diff": "sampler/logprob_diff_mean", "sampler_ratio": "sampler/ratio_mean", "importance_capped": "sampler/importance_capped",
-    }  # fmt: skip
+        "nll": "loss/nll",
+        "entropy": "entropy",
+        "kl_tokens": "kl",
+        "clipped_low": "clip/low",
+        "clipped_high": "clip/high",
+        "ratio": "ratio",
+        "logprob_diff": "sampler/logprob_diff_mean",
+        "sampler_ratio": "sampler/ratio_mean",
+        "importance_capped": "sampler/importance_capped",
+    }
     out = {name: sums[key] / tokens for key, name in per_token.items() if key in sums}
     out |= {f"loss/{key}": sums[key] / denominator for key in ("policy", "kl") if key in sums}
     out |= {f"loss/{key}": sums[key] for key in ("balance", "mtp") if key in sums}
