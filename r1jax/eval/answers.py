@@ -17,6 +17,9 @@ from r1jax.rewards import Item, Pool, Score, total
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, Trajectories
 
+PATIENCE = 100
+"""Rows per question found that may be left out before that is taken for a mistake of the config."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -67,6 +70,32 @@ class Answers:
 
 def questions(rows: Sequence[dict], names: Sequence[int], template: Template) -> list[Question]:
     return [Question(row, *template.encode(row["prompt"]), int(name)) for row, name in zip(rows, names, strict=True)]
+
+
+def take(
+    mixture: Sequence[dict], cursor: int, count: int, template: Template, max_tokens: int
+) -> tuple[list[Question], int, int]:
+    """The next ``count`` questions of at most ``max_tokens`` tokens, named by their index in the mixture.
+
+    Returns:
+      The questions, the cursor after them, and how many rows were longer and left out.
+
+    Raises:
+      ConfigError: almost all rows are longer.
+    """
+    found: list[Question] = []
+    start = cursor
+    while len(found) < count:
+        (question,) = questions([mixture[cursor]], [cursor], template)
+        cursor += 1
+        if len(question.ids) <= max_tokens:
+            found.append(question)
+        elif cursor - start > PATIENCE * (len(found) + 1):
+            raise config.ConfigError(
+                f"{cursor - start - len(found)} of {cursor - start} prompts are longer than engine.max_prompt_tokens "
+                f"{max_tokens}, the last {len(question.ids)}; raise it"
+            )
+    return found, cursor, cursor - start - count
 
 
 def texts(asked: Sequence[Question], t: Trajectories, tokenizer: Tokenizer) -> list[str]:

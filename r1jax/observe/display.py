@@ -93,12 +93,11 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        phase = self._phases.stopped_in or (self._phases.current and self._phases.current.name)
         ended = f"after {clock(self._time() - self._started)}, at step {self._step} of {self.total_steps}"
         if error_type is None:
             self._print(f"{self.title}: done {ended}")
         else:
-            self._print(f"{self.title}: stopped {ended}" + (f", in phase {phase}" if phase else ""), style="red")
+            self._print(f"{self.title}: stopped {ended}" + (f", in phase {self.where}" if self.where else ""), style="red")
 
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Phase:
         """Names what runs from now on: ``compile``, ``rollout``, ``reward``, ``update``, ``save``, ``eval``, ...
@@ -157,6 +156,11 @@ class Display:
             for row in text.split("\n"):
                 self._print(f"{mark:>9} | {row}", stamp=False)
                 mark = ""
+
+    @property
+    def where(self) -> str:
+        """The innermost phase that an exception left, or that runs; empty if there is none."""
+        return self._phases.stopped_in or (self._phases.current.name if self._phases.current else "")
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""

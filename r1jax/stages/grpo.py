@@ -44,21 +44,12 @@ def train(work: Workspace) -> None:
 
 def next_questions(work: Workspace) -> list[Question]:
     """The next rows whose prompts fit; the others are left out and counted."""
-    stage, found = work.stage, []
-    wanted, tried = stage.questions * stage.minibatches, 0
-    while len(found) < wanted:
-        (question,) = asking.questions([work.mixture[work.cursor.row]], [work.cursor.row], work.template)
-        work.cursor.row, tried = work.cursor.row + 1, tried + 1
-        if len(question.ids) <= stage.engine.max_prompt_tokens:
-            found.append(question)
-        else:
-            work.cursor.left_out += 1
-        if tried > 100 * wanted:
-            raise config.ConfigError(
-                f"{tried - len(found)} of {tried} prompts are longer than engine.max_prompt_tokens "
-                f"{stage.engine.max_prompt_tokens}; raise it"
-            )
-    return found
+    stage, cursor = work.stage, work.cursor
+    asked, cursor.row, left_out = asking.take(
+        work.mixture, cursor.row, stage.questions * stage.minibatches, work.template, stage.engine.max_prompt_tokens
+    )
+    cursor.left_out += left_out
+    return asked
 
 
 def length_cap(stage: config.GRPO, step: int) -> int:

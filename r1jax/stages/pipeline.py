@@ -11,6 +11,7 @@ from r1jax import config, rundir
 from r1jax.config import GRPO, Pipeline, Stage
 from r1jax.rundir import RunDir
 from r1jax.stages import grpo, preflight, sft, summary
+from r1jax.stages.dry_run import dry_run as show_dry_run
 from r1jax.stages.evaluation import hold_out
 from r1jax.stages.workspace import Preempted, Workspace, open_workspace
 
@@ -30,7 +31,7 @@ def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, 
       GuardStop: a check stopped the run.
     """
     if dry_run:
-        return preflight.dry_run(settings, name)
+        return show_dry_run(settings, name)
     if jax.process_count() > 1 and run_dir is None:
         raise config.ConfigError("several processes must agree on the run directory; name it with --run-dir")
     run = open_run(name, settings, None if run_dir is None else Path(run_dir))

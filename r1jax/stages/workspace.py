@@ -7,8 +7,9 @@ import dataclasses
 import io
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from r1jax.observe.display import Display
 from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter
 from r1jax.observe.samples import SamplesWriter
+from r1jax.plan import memory
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
@@ -70,6 +72,7 @@ class Workspace:
     cursor: Cursor
     held_out: list[dict]
     terminating: threading.Event
+    memory: memory.Memory
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
     rollout_rate: float = 0.0
@@ -117,9 +120,15 @@ class Workspace:
             raise Preempted(f"SIGTERM: saved at step {self.step}; go on with --run-dir {self.run.path}")
 
 
-def find_model(stage: config.Stage) -> tuple[config.Model, loading.Opened | None]:
-    """The architecture, with the stage's compute choices, and where its weights come from (None: random)."""
-    opened = None if stage.init == "random" else loading.open_model(stage.init)
+def find_model(
+    stage: config.Stage, planned: Mapping[str, loading.Opened] = MappingProxyType({})
+) -> tuple[config.Model, loading.Opened | None]:
+    """The architecture, with the stage's compute choices, and where its weights come from (None: random).
+
+    Args:
+      planned: models that ``init`` may name and that are not made yet: those of a pipeline's earlier stages.
+    """
+    opened = None if stage.init == "random" else planned.get(stage.init) or loading.open_model(stage.init)
     model = stage.model if opened is None else opened.model
     chosen = {name: getattr(stage, name) for name in ("matmul_dtype", "remat") if getattr(stage, name) is not None}
     return dataclasses.replace(model, **chosen), opened
@@ -170,6 +179,8 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
     trainer = Trainer(stage, model, mesh)
     sampler = Sampler(model, stage.engine, mesh, end_ids=found.end_ids, text=found.decode, seed=stage.seed)
     rows = held_out_rows(stage)
+    plan = memory.table(stage, model, mesh)
+    memory.check(plan, stage, model, mesh)
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(Pool(stage.workers))
         pool.check([name for s in (*stage.sources, *stage.eval.sources) for name in s.rewards])
@@ -177,16 +188,24 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
         stack.callback(checkpoints.close)
         if main:
             loading.describe(run.path, model, text, found)
+        latest = checkpoints.latest()
+        console = None if main else Console(file=io.StringIO())
+        display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
+        display.note(plan.line())
+        stack.enter_context(_out_of_memory(display, plan, stage, model))
         cursor = Cursor()
-        if checkpoints.latest() is None:
-            state = trainer.create(trainer.init_params(stage.seed) if opened is None else opened.load(trainer.param_shardings))
-        else:
-            state, meta = checkpoints.restore(trainer.abstract())
-            cursor = Cursor(**meta["cursor"])
-            if meta["data"] != mixture.fingerprint:
-                raise config.ConfigError(
-                    f"{run.path}: its sources changed since step {int(state.step)}; restore them, or start a new run from it"
+        with display.phase("load"):
+            if latest is None:
+                state = trainer.create(
+                    trainer.init_params(stage.seed) if opened is None else opened.load(trainer.param_shardings)
                 )
+            else:
+                state, meta = checkpoints.restore(trainer.abstract())
+                cursor = Cursor(**meta["cursor"])
+                if meta["data"] != mixture.fingerprint:
+                    raise config.ConfigError(
+                        f"{run.path}: its sources changed since step {latest}; restore them, or start a new run from it"
+                    )
         step = int(state.step)
         if main:
             run.cut_back(step)
@@ -200,16 +219,25 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
                 )
             )
             samples = stack.enter_context(SamplesWriter(run.path, resumed_at=resumed_at))
-        console = None if main else Console(file=io.StringIO())
-        display = stack.enter_context(Display(title, stage.steps, console=console, first_step=step))
         if step:
             display.note(f"going on from step {step} of {run.path}")
         ledger = Ledger(run.path, mesh.size)
         terminating = stack.enter_context(_sigterm())
         yield Workspace(
             stage, run, model, mesh, found, template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, rows, terminating,
+            display, ledger, state, cursor, rows, terminating, plan,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _out_of_memory(display: Display, plan: memory.Memory, stage: config.Stage, model: config.Model) -> Iterator[None]:
+    """An out-of-memory error in the block becomes one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise config.ConfigError(memory.explain(error, display.where, plan, stage, model)) from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""What a run needs, computed from its config alone: no array is created."""

@@ -1,0 +1,361 @@
+"""Memory per device before anything is loaded, what to change when it does not fit, and an out-of-memory error in one line.
+
+State and weights are exact: shapes, dtypes and shardings are those of the trainer. What the backward pass keeps is exact too,
+for it is read off the traced loss. The rest, what is alive for a moment, is estimated; tests compare the sum with what the
+compiler reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from r1jax import config, sharding
+from r1jax import params as parameters
+from r1jax.models import cache as caches
+from r1jax.models import decoder
+from r1jax.models.logprobs import chunk_size
+from r1jax.rollout.sampler import ROUND_TO
+from r1jax.train import objectives
+from r1jax.train.update import Trainer
+from r1jax.types import PackedBatch
+
+F32 = 4
+LIVE_SCORES = {False: 2.0, True: 0.5}
+"""Attention scores float32[B, N, T, T] alive beside what a layer keeps, without and with remat: fitted to what XLA:CPU reports
+for six models of other shapes, which the whole estimate then meets within 25 %. One that computes in bfloat16 takes up to a
+third more on the CPU, where XLA widens it."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest device. The first four stay through the whole run; an update then needs ``gradients`` and
+    ``activations``, a rollout ``cache`` and ``sampling``, never all of them at once."""
+
+    weights: int
+    moments: int
+    reference: int
+    sampler: int
+    """The sampler's copy of the weights."""
+    gradients: int
+    """The sum over micro-batches, and one micro-batch's."""
+    activations: int
+    """What the backward pass of one micro-batch keeps, and its working set."""
+    cache: int
+    sampling: int
+    """Working set of one decoded token: logits, one layer's attention."""
+    capacity: int | None
+    """What the device has; None if it does not tell."""
+
+    @property
+    def resident(self) -> int:
+        return self.weights + self.moments + self.reference + self.sampler
+
+    @property
+    def need(self) -> int:
+        return self.resident + max(self.gradients + self.activations, self.cache + self.sampling)
+
+    @property
+    def fits(self) -> bool:
+        return self.capacity is None or self.need <= self.capacity
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The rows of the table that are not 0, in the order of a run."""
+        rows = {
+            "weights": self.weights,
+            "optimizer moments": self.moments,
+            "reference": self.reference,
+            "sampler's weights": self.sampler,
+            "gradients": self.gradients,
+            "activations": self.activations,
+            "cache": self.cache,
+            "sampling": self.sampling,
+        }
+        return {name: size for name, size in rows.items() if size}
+
+    def line(self) -> str:
+        """The table on one line."""
+        parts = ", ".join(f"{name} {human(size)}" for name, size in self.parts.items())
+        return f"memory per device: {human(self.need)} of {human(self.capacity)} at the most ({parts})"
+
+    def table(self, title: str) -> Table:
+        table = Table(title=f"{title}: memory per device", title_justify="left")
+        table.add_column("")
+        table.add_column("bytes", justify="right")
+        table.add_column("of capacity", justify="right")
+        rows = self.parts | {"at the most": self.need}
+        for name, size in rows.items():
+            share = f"{size / self.capacity:.1%}" if self.capacity else ""
+            table.add_row(name, human(size), share, end_section=name == list(self.parts)[-1])
+        table.add_row("capacity", human(self.capacity), "")
+        return table
+
+
+def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, capacity: int | None = None) -> Memory:
+    """What a stage needs.
+
+    Args:
+      model: the architecture with the stage's compute choices.
+      capacity: bytes per device; None asks the device.
+
+    Raises:
+      ValueError: batch or model do not divide over the mesh.
+    """
+    trainer = Trainer(stage, model, mesh)
+    state = trainer.abstract()
+    trainable, _ = parameters.split(state.params, trainer.mask)
+    samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
+    sampling = Sampling.of(stage, model, mesh) if samples else None
+    return Memory(
+        weights=device_bytes(state.params),
+        moments=device_bytes(state.opt_state),
+        reference=device_bytes(state.reference),
+        sampler=sampling.weights if sampling else 0,
+        gradients=2 * device_bytes(trainable),
+        activations=activations(stage, model, mesh, trainer.mask),
+        cache=sampling.cache if sampling else 0,
+        sampling=sampling.working if sampling else 0,
+        capacity=capacity if capacity is not None else available(mesh),
+    )
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes per device of a tree of ShapeDtypeStructs with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+# -- The update
+
+
+def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, mask: Any) -> int:
+    """Bytes per device of one micro-batch: what the forward pass keeps for the backward pass, and the working set of the
+    latter, which is a layer's or the logits'.
+
+    With remat a layer keeps its input alone, and makes the rest again while its gradient is taken.
+    """
+    local = local_model(model, mesh)
+    rows = stage.micro_batch // sharding.batch_ways(mesh, sharding.TRAIN)
+    shape = (rows, stage.sequence_length)
+    kept = kept_by_loss(stage, local, mask, shape)
+    layer = int(LIVE_SCORES[model.remat] * rows * local.attention.n_heads * stage.sequence_length**2 * F32)
+    if model.remat:
+        layer += max(kept_by_layer(local, ff, shape) for ff in {s.ff for s in local.segments})
+    logits = 2 * math.prod(shape) * chunk_size(model.vocab_size) * F32
+    return (kept + max(layer, logits)) // mesh.shape["context"]
+
+
+def local_model(model: config.Model, mesh: jax.sharding.Mesh) -> config.Model:
+    """The part of each layer that a device of the tensor axis computes. What does not divide is left whole."""
+    ways = mesh.shape["tensor"]
+
+    def part(size: int) -> int:
+        return size if size % ways else size // ways
+
+    heads = {"n_heads": part(model.attention.n_heads)}
+    if model.attention.kind == "gqa":
+        heads["n_kv_heads"] = math.gcd(part(model.attention.n_kv_heads), heads["n_heads"])
+    moe = model.moe and dataclasses.replace(model.moe, d_ff=part(model.moe.d_ff))
+    return dataclasses.replace(model, d_ff=part(model.d_ff), attention=dataclasses.replace(model.attention, **heads), moe=moe)
+
+
+def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tuple[int, int]) -> int:
+    """Bytes that the loss of one micro-batch [B, T] keeps for its gradient."""
+    loss = objectives.objective(stage, model)
+    trainable, frozen = parameters.split(parameters.abstract(decoder.specs(model)), mask)
+    totals = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("loss", "sequences", "mtp")}
+
+    def keep(trainable, frozen, batch, totals):
+        return jax.vjp(lambda t: loss(parameters.merge(t, frozen), batch, totals), trainable, has_aux=True)[1]
+
+    return kept_bytes(keep, trainable, frozen, micro_batch(stage, shape), totals)
+
+
+def kept_by_layer(model: config.Model, ff: str, shape: tuple[int, int]) -> int:
+    """Bytes that one layer, with embedding and last norm, keeps for its gradient when nothing is computed again."""
+    one = dataclasses.replace(model, segments=(config.Segment(ff, 1),), mtp_depth=0, remat=False)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def keep(params, tokens):
+        return jax.vjp(lambda p: decoder.forward(p, tokens, tokens, tokens, model=one)[0], params)[1]
+
+    return kept_bytes(keep, parameters.abstract(decoder.specs(one)), tokens)
+
+
+def kept_bytes(keep, *args) -> int:
+    """Bytes of the arrays inside the backward function that ``keep(*args)`` returns. Arguments are there anyway."""
+    traced = jax.make_jaxpr(lambda *args: jax.tree.leaves(keep(*args)))(*args).jaxpr
+    given = {id(v) for v in (*traced.invars, *traced.constvars)}
+    found = {id(v): v.aval for v in traced.outvars if id(v) not in given}
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values())
+
+
+def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch:
+    """The shapes of the stage's batches."""
+    integers, floats = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
+    batch = PackedBatch(integers, integers, integers, integers, jax.ShapeDtypeStruct(shape, jnp.bool_), floats)
+    if not isinstance(stage, config.GRPO):
+        return batch
+    batch = batch.replace(advantages=floats, sampler_logprobs=floats, old_logprobs=floats)
+    return batch.replace(ref_logprobs=floats) if stage.kl_beta > 0 else batch
+
+
+# -- The rollout
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Bytes per device."""
+
+    weights: int
+    cache: int
+    working: int
+
+    @classmethod
+    def of(cls, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> Sampling:
+        """Of the sampler with the stage's largest answers."""
+        rules = sharding.rules("decode", model.attention.kind)
+        specs = decoder.specs(model)
+        weights = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            jax.eval_shape(partial(decoder.cast_kernels, model=model), parameters.abstract(specs)),
+            sharding.param_shardings(specs, mesh, rules),
+        )
+        engine, ways = stage.engine, sharding.batch_ways(mesh, rules)
+        caps = [stage.max_cap if isinstance(stage, config.GRPO) else stage.sampling.max_new_tokens]
+        caps += [stage.eval.sampling.max_new_tokens] if stage.eval.sampling else []
+        length = max([-(-engine.max_prompt_tokens // ROUND_TO) * ROUND_TO + max(caps), *engine.buckets])
+        rows = -(-engine.slots // ways)
+        itemsize = jnp.dtype(model.dtype).itemsize
+        by_segment = []
+        for shape, axes in caches.shapes(model, rows, length):
+            heads = [size for size, name in zip(shape, axes, strict=True) if name == "kv_heads"]
+            split = mesh.shape["tensor"] if heads and heads[0] % mesh.shape["tensor"] == 0 else 1
+            by_segment.append((math.prod(shape) * itemsize // split, shape[0]))
+        layer = max(size // count for size, count in by_segment)
+        logits = 4 * rows * model.vocab_size * F32  # scaled, exponentiated, cumulated in blocks, and as they were
+        return cls(device_bytes(weights), sum(size for size, _ in by_segment), logits + 2 * layer)
+
+
+# -- Capacity
+
+
+def available(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes that each of this process's devices has: the accelerator's limit, or on the CPU this machine's free memory."""
+    local = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    stats = [d.memory_stats() or {} for d in local]
+    limits = [s["bytes_limit"] for s in stats if "bytes_limit" in s]
+    if limits:
+        return min(limits)
+    host = host_available()
+    return None if host is None else host // len(local)
+
+
+def host_available(root: Path = Path("/")) -> int | None:
+    """Bytes that this machine, or the container we are in, can still give; None where Linux's files do not tell."""
+    meminfo = root / "proc/meminfo"
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = root / "sys/fs/cgroup/memory.max", root / "sys/fs/cgroup/memory.current"
+    if limit.exists() and used.exists() and limit.read_text().strip().isdecimal():
+        free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+    return free
+
+
+# -- When it does not fit
+
+
+def check(found: Memory, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> None:
+    """Raises ConfigError, with settings that would fit, if the stage is too large."""
+    if found.fits:
+        return
+    fitting = []
+    for text, changed, its_model in smaller(stage, model, mesh):
+        other = table(changed, its_model, mesh, capacity=found.capacity)
+        if other.fits:
+            fitting.append(f"{text} (needs {human(other.need)})")
+        if len(fitting) == 2:
+            break
+    least = human(found.resident)
+    hint = (
+        "these fit: " + ", or ".join(fitting)
+        if fitting
+        else f"no smaller batch, remat or fewer slots would help: weights, moments and copies alone are {least}; use a smaller "
+        "model, or split it over more devices (mesh.fsdp)"
+    )
+    raise config.ConfigError(
+        f"too large: it needs {human(found.need)} per device and {human(found.capacity)} are there ({largest(found)}); "
+        + hint
+    )
+
+
+def smaller(
+    stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh
+) -> Iterator[tuple[str, config.Stage, config.Model]]:
+    """(what to set, the stage, its model) of smaller settings: one change at a time, then several."""
+    ways = sharding.batch_ways(mesh, sharding.TRAIN)
+    changes: list[dict[str, Any]] = []
+    for part in (2, 4):
+        if stage.micro_batch % (part * ways) == 0:
+            changes.append({"micro_batch": stage.micro_batch // part})
+    if not model.remat:
+        changes.append({"remat": True})
+    if stage.engine.slots > 1:
+        changes.append({"engine.slots": stage.engine.slots // 2})
+    if isinstance(stage, config.GRPO) and stage.kl_beta > 0:
+        changes.append({"kl_beta": 0.0})
+    together = [dict(item for change in changes[:n] for item in change.items()) for n in range(2, len(changes) + 1)]
+    for change in changes + together:
+        told = " with ".join(f"{name} {str(value).lower()}" for name, value in change.items())
+        fields = {name: value for name, value in change.items() if "." not in name}
+        if "engine.slots" in change:
+            fields["engine"] = dataclasses.replace(stage.engine, slots=change["engine.slots"])
+        yield told, dataclasses.replace(stage, **fields), dataclasses.replace(model, remat=change.get("remat", model.remat))
+
+
+def largest(found: Memory) -> str:
+    return ", ".join(f"{name} {human(size)}" for name, size in sorted(found.parts.items(), key=lambda part: -part[1])[:2])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return any(mark in str(error) for mark in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory"))
+
+
+def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, model: config.Model) -> str:
+    """An out-of-memory error as one line: where, what was asked for, what there is, and what to change."""
+    asked = re.search(r"allocat\w*\D{0,20}([\d.]+ ?(?:[KMGT]i?B|bytes)?)", str(error))
+    wanted = f"; {asked[1].strip()} could not be had" if asked else ""
+    if phase in ("rollout", "eval", "preflight"):
+        change = f"set engine.slots below {stage.engine.slots}"
+    elif stage.micro_batch > 1:
+        change = f"set micro_batch below {stage.micro_batch}" + ("" if model.remat else ", or remat true")
+    else:
+        change = "split sequences or weights over more devices (mesh.context, mesh.fsdp)" if model.remat else "set remat true"
+    return (
+        f"out of memory in phase {phase}{wanted}: planned were {human(found.need)} of {human(found.capacity)} per device "
+        f"(largest: {largest(found)}); {change}"
+    )
+
+
+def human(size: int | None) -> str:
+    """Bytes in the largest unit of which there is one."""
+    if size is None:
+        return "an unknown capacity"
+    value, unit = float(size), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"

@@ -1,0 +1,107 @@
+"""``train --dry-run``: everything that can be checked and shown without making a run directory or loading weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from r1jax import config, loading, sharding
+from r1jax.config import GRPO, SFT, Pipeline, Stage
+from r1jax.data import sft, sources
+from r1jax.data.packing import pack_sequences
+from r1jax.data.sources import Mixture
+from r1jax.data.template import Template
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.eval import answers as asking
+from r1jax.observe.text import printable, shorten
+from r1jax.plan import memory
+from r1jax.rewards import Item, Pool
+from r1jax.stages.preflight import gold_answer
+from r1jax.stages.workspace import find_model, find_text, held_out_rows
+
+TEXT_LIMIT, TEXT_LINES = 2000, 30
+
+
+def dry_run(settings: Stage | Pipeline, name: str) -> int:
+    """Validates each stage, prints what it needs and what it will see, and returns 0.
+
+    Raises:
+      ConfigError: what a run would find wrong before its first step, too little memory included.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    stages = settings.stages() if isinstance(settings, Pipeline) else {name: settings}
+    planned: dict[str, loading.Opened] = {}
+    for title, stage in stages.items():
+        planned[title] = show(console, title, stage, planned)
+    console.print(f"{name}: dry run only, nothing was written")
+    return 0
+
+
+def show(console: Console, title: str, stage: Stage, planned: Mapping[str, loading.Opened]) -> loading.Opened:
+    """One stage; returns the model that it would leave."""
+    mesh = sharding.make_mesh(stage.mesh)
+    model, opened = find_model(stage, planned)
+    tokenizer, template, text = find_text(stage, model, opened)
+    mixture = Mixture([(s, sources.load(s)) for s in stage.sources], stage.seed)
+    held_out = held_out_rows(stage)
+    needed = memory.table(stage, model, mesh)
+    memory.check(needed, stage, model, mesh)
+    console.print(needed.table(title))
+    console.print(f"{title}: {stage.steps} steps on {sharding.describe(mesh)}, {len(held_out)} held-out problems")
+    if isinstance(stage, GRPO):
+        show_question(console, stage, mixture, template)
+    else:
+        show_packed_row(console, stage, mixture, template, tokenizer)
+    show_rewards(console, stage, mixture[0], template)
+    return loading.Opened(title, model, tokenizer, text, _not_made)
+
+
+def show_question(console: Console, stage: GRPO, mixture: Mixture, template: Template) -> None:
+    count = stage.questions * stage.minibatches
+    asked, _, left_out = asking.take(mixture, 0, count, template, stage.engine.max_prompt_tokens)
+    lengths = [len(q.ids) for q in asked]
+    console.print(
+        f"a round is {count} questions x {stage.group} answers; prompts have {min(lengths)} to {max(lengths)} tokens, "
+        f"{left_out} of {count + left_out} were too long; the first, as the model sees it:"
+    )
+    quote(console, template.render(asked[0].row["prompt"]).text)
+
+
+def show_packed_row(console: Console, stage: SFT, mixture: Mixture, template: Template, tokenizer: Tokenizer) -> None:
+    examples, _, left_out = sft.take(mixture, 0, stage.batch, template, tokenizer, stage.sequence_length)
+    batch, count = pack_sequences(
+        [e.tokens for e in examples], [e.trained for e in examples], rows=stage.micro_batch, length=stage.sequence_length
+    )
+    filled = batch.segments > 0
+    console.print(
+        f"a batch is {stage.batch} sequences in {count} micro-batches, {filled.mean():.0%} full, {batch.mask.sum():,} tokens "
+        f"trained on; {left_out} of {stage.batch + left_out} rows were too long; the first packed row:"
+    )
+    quote(console, tokenizer.decode(batch.tokens[0, 0][filled[0, 0]]))
+
+
+def show_rewards(console: Console, stage: Stage, row: dict, template: Template) -> None:
+    """Loads every reward, and shows what the gold answer of a row earns."""
+    names = {s.name: tuple(s.rewards) for s in (*stage.sources, *stage.eval.sources)}
+    with Pool(stage.workers) as pool:
+        pool.check([name for by_source in names.values() for name in by_source])
+        gold = gold_answer(row, template.render(row["prompt"]).prefill)
+        if gold is None:
+            console.print("the first row has no answer, so no gold answer can be scored")
+            return
+        (scores,) = pool.score([Item(row["prompt"], gold, row, names[row["source"]])])
+    console.print("a gold answer and its rewards:")
+    quote(console, gold)
+    for name, score in scores.items():
+        status = "" if score.status == "ok" else f" {score.status}"
+        console.print(f"  {name} {score.value:g}{status}" + (f" ({score.why})" if score.why else ""))
+
+
+def quote(console: Console, text: str) -> None:
+    for line in shorten(printable(text), TEXT_LIMIT, TEXT_LINES).split("\n"):
+        console.print(f"  | {line}")
+
+
+def _not_made(where):
+    raise config.ConfigError("a dry run loads no weights")
