@@ -50,10 +50,11 @@ def rules(phase: Phase, attention: str) -> Rules:
 
 
 def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
-    """The mesh of all devices. Axes are Auto: the compiler inserts the collectives.
+    """The mesh of all devices, or of the first ones if one process asks for fewer. Axes are Auto: the compiler inserts the
+    collectives.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes need more devices than there are, do not divide them, or leave out devices of another process.
     """
     devices = jax.devices() if devices is None else devices
     shape = [getattr(sizes, axis) for axis in AXES]
@@ -62,6 +63,8 @@ def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.M
         if left or not rest:
             raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {len(devices)} devices found")
         shape[shape.index(0)] = rest
+    if jax.process_count() == 1:
+        devices = devices[: math.prod(shape)]
     if math.prod(shape) != len(devices):
         raise ValueError(
             f"mesh {dict(zip(AXES, shape, strict=True))} needs {math.prod(shape)} devices, {len(devices)} were found; "
