@@ -205,10 +205,11 @@ def parse(arguments: type[T], args: Sequence[str], prog: str, describe: str | No
 
 
 def unboxed(box: str) -> str:
-    """The first paragraph of tyro's framed message, as one line."""
+    """The first paragraph of tyro's framed message, as one line. On a terminal without Unicode a rule stands before it."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip(" │|") for line in plain.splitlines()[1:-1]]
-    return " ".join(" ".join(itertools.takewhile(lambda line: line.strip("─-"), lines)).split())
+    ruled = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
+    return " ".join(" ".join(itertools.takewhile(lambda line: line.strip("─-"), ruled)).split())
 
 
 def why_unknown(word: str, parsed: Any) -> str:

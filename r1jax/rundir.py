@@ -102,7 +102,8 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
     """The run in ``path``, or a new one if there is none yet.
 
     A run with the same config, but for the fields named in ``safe``, goes on with the new values of those. More steps than it
-    finished with make it unfinished; whether it is finished is for the caller to look at.
+    finished with make it unfinished; whether it is finished is for the caller to look at. A stage that has saved nothing yet,
+    one that stopped over a mistake in its config for instance, takes any config.
 
     Args:
       safe: top-level fields of a stage that may change, in a pipeline those of each stage.
@@ -119,7 +120,7 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
     old = _read_config(path)
     changes = config.diff(old, config_json)
-    if refused := [c for c in changes if not _is_safe(c[0], config_json, safe)]:
+    if refused := [c for c in changes if not _is_safe(c[0], config_json, safe) and _has_saved(path, c[0], old)]:
         lock.close()
         raise config.ConfigError(
             f"{path} was trained with another config: {_tell(refused)}. A resumed run may change only {', '.join(safe)}; "
@@ -178,6 +179,13 @@ def _is_safe(place: str, config_json: dict, safe: Collection[str]) -> bool:
     if first in _stages(config_json):
         return bool(rest) and rest[0] in safe
     return _is_stage(config_json) and first in safe
+
+
+def _has_saved(path: Path, place: str, found: Any) -> bool:
+    """Whether what a field of the config belongs to, a pipeline's stage or all of the run, has a checkpoint."""
+    first = place.split(".")[0]
+    part = path / first if first in _stages(found) else path
+    return any(p.name.isdigit() for p in part.glob("**/checkpoints/*"))
 
 
 def _tell(changes: list[tuple[str, Any, Any]], most: int = 8) -> str:

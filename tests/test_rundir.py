@@ -39,7 +39,9 @@ def refusal(path: Path, json_config: dict) -> str:
 
 @pytest.fixture
 def path(tmp_path) -> Path:
+    """A run that has saved something."""
     rundir.create("x", STAGE, tmp_path / "run").close()
+    (tmp_path / "run/checkpoints/3").mkdir(parents=True)
     return tmp_path / "run"
 
 
@@ -103,12 +105,23 @@ def refusal_with(path: Path, json_config: dict, safe: tuple[str, ...]) -> str:
 
 def test_in_a_pipeline_the_safe_fields_are_those_of_the_stages(tmp_path):
     rundir.create("p", PIPELINE, tmp_path / "p").close()
+    for stage in ("zero_sft", "grpo"):
+        (tmp_path / "p" / stage / "checkpoints/3").mkdir(parents=True)
     new = changed(changed(PIPELINE, "zero_sft.steps", 11), "grpo.eval.every", 3)
     rundir.open_or_resume(tmp_path / "p", new).close()
     assert "grpo.seed was 0, now 1" in refusal(tmp_path / "p", changed(new, "grpo.seed", 1))
     assert "seed was null, now 1" in refusal(tmp_path / "p", changed(new, "seed", 1))
     fewer = {k: v for k, v in new.items() if k != "grpo"}
     assert "grpo was" in refusal(tmp_path / "p", fewer)
+
+
+def test_a_stage_that_has_saved_nothing_takes_any_config(tmp_path):
+    rundir.create("p", PIPELINE, tmp_path / "p").close()
+    (tmp_path / "p/zero_sft/checkpoints/10").mkdir(parents=True)
+    new = changed(PIPELINE, "grpo.group", 4)
+    rundir.open_or_resume(tmp_path / "p", new).close()
+    assert json.loads((tmp_path / "p/config.json").read_text()) == new
+    assert "zero_sft.batch was 128, now 4" in refusal(tmp_path / "p", changed(new, "zero_sft.batch", 4))
 
 
 def test_a_finished_run_is_unfinished_by_more_steps_only(path):
@@ -180,6 +193,5 @@ def test_the_last_stage_is_the_last_one_with_a_checkpoint(tmp_path, path):
     assert rundir.last_stage(pipeline.path) == pipeline.path / "zero_sft"
     (pipeline.path / "grpo" / "checkpoints" / "5").mkdir()
     assert rundir.last_stage(pipeline.path) == pipeline.path / "grpo"
-    (path / "checkpoints" / "3").mkdir(parents=True)
     assert rundir.last_stage(path) == path
     pipeline.close()

@@ -1,0 +1,167 @@
+"""The memory table against the arrays that are made, against hand-computed numbers, and against the compiler's own report."""
+
+import dataclasses
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import config, sharding
+from r1jax.plan import memory
+from r1jax.train.update import Trainer
+
+DENSE = config.Model(vocab_size=256, d_model=64, d_ff=128, segments=(config.Segment("dense", 2),))
+SPARSE = dataclasses.replace(DENSE, segments=(config.Segment("moe", 2),), moe=config.MoE(n_experts=4))
+MOE = config.Model(
+    vocab_size=256,
+    d_model=64,
+    d_ff=128,
+    segments=(config.Segment("dense", 1), config.Segment("moe", 2)),
+    attention=config.MLA(),
+    moe=config.MoE(n_experts=4),
+)
+
+
+def stage(model, **changes) -> config.GRPO:
+    settings = {
+        "micro_batch": 8,
+        "sequence_length": 128,
+        "minibatches": 1,
+        "kl_beta": 0.0,
+        "sampling": config.Sampling(max_new_tokens=56),
+        "engine": config.Engine(slots=16, max_prompt_tokens=8),
+    }
+    return config.GRPO(model=model, **settings | changes)
+
+
+def one_device():
+    return sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+
+
+@pytest.mark.parametrize("model", [DENSE, dataclasses.replace(SPARSE, remat=True)])
+def test_the_update_is_estimated_within_a_quarter_of_what_the_compiler_reports(model):
+    s, mesh = stage(model), one_device()
+    trainer = Trainer(s, model, mesh)
+    batch = memory.micro_batch(s, (2, s.micro_batch, s.sequence_length))
+    scalars = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32))
+    with sharding.using(mesh, sharding.TRAIN):
+        report = trainer._update.lower(trainer.abstract(), batch, *scalars).compile().memory_analysis()
+    found = memory.table(s, model, mesh)
+    batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
+    assert found.weights + found.moments + batch_bytes == pytest.approx(report.argument_size_in_bytes, rel=0.01)
+    assert found.gradients + found.activations == pytest.approx(report.temp_size_in_bytes, rel=0.25)
+
+
+def test_the_state_is_what_the_fullest_device_holds():
+    s = stage(MOE, kl_beta=0.1)
+    mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2, expert=2))
+    trainer = Trainer(s, MOE, mesh)
+    state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), trainer.abstract())
+
+    def held(tree):
+        by_device = dict.fromkeys(jax.devices(), 0)
+        for x in jax.tree.leaves(tree):
+            for shard in x.addressable_shards:
+                by_device[shard.device] += shard.data.nbytes
+        return max(by_device.values())
+
+    found = memory.table(s, MOE, mesh)
+    assert found.weights == held(state.params)
+    assert found.moments == held(state.opt_state)
+    assert found.reference == held(state.reference) == found.weights
+    assert memory.table(stage(MOE), MOE, mesh).reference == 0
+
+
+def test_the_cache_by_hand():
+    # 3 layers x 16 slots x (8 + 56) tokens x (32 latent + 16 rotary) channels x 4 bytes
+    assert memory.table(stage(MOE), MOE, one_device()).cache == 3 * 16 * 64 * 48 * 4
+    # 2 layers x 16 slots x 64 tokens x 2 heads x (32 + 32) channels x 4 bytes; 8 devices share the slots, or the heads too
+    assert memory.table(stage(DENSE), DENSE, one_device()).cache == 2 * 16 * 64 * 2 * 64 * 4
+    both = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2))
+    assert memory.table(stage(DENSE), DENSE, both).cache == 2 * 16 * 64 * 2 * 64 * 4 // 8
+
+
+def test_a_stage_that_never_samples_needs_no_sampler():
+    sft = config.SFT(model=DENSE, sequence_length=128)
+    found = memory.table(sft, DENSE, one_device())
+    assert (found.sampler, found.cache, found.sampling) == (0, 0, 0)
+    watched = dataclasses.replace(sft, eval=config.Eval(every=5))
+    assert memory.table(watched, DENSE, one_device()).sampler == found.weights
+
+
+def test_devices_share_the_activations():
+    s = stage(DENSE)
+    whole = memory.table(s, DENSE, one_device()).activations
+    split = memory.table(s, DENSE, sharding.make_mesh(config.Mesh(fsdp=8))).activations
+    assert split == pytest.approx(whole / 8, rel=0.05)
+    by_heads = memory.table(s, DENSE, sharding.make_mesh(config.Mesh(data=2, tensor=2, context=2))).activations
+    assert whole / 8 < by_heads < whole / 4  # inputs and norms of a layer are not split over the tensor axis
+
+
+def test_frozen_parameters_have_no_gradient_and_no_moments():
+    frozen = memory.table(stage(DENSE, frozen=("embed", "segments")), DENSE, one_device())
+    head = 64 * 256 * 4 + 64 * 4  # and the last norm
+    assert frozen.gradients == 2 * head
+    assert frozen.moments == pytest.approx(2 * head, abs=16)
+
+
+def test_what_does_not_fit_names_two_settings_that_do():
+    s, mesh = stage(DENSE, kl_beta=0.1), one_device()
+    need = memory.table(s, DENSE, mesh).need
+    quarter = memory.table(dataclasses.replace(s, micro_batch=2), DENSE, mesh).need
+    for capacity, settings in (
+        (need * 2 // 3, ("micro_batch 4", "micro_batch 2")),
+        (quarter, ("micro_batch 2", "micro_batch 2 with remat true")),
+        (quarter - 1, ("micro_batch 2 with remat true", "micro_batch 2 with remat true with engine.slots 8")),
+    ):
+        found = memory.table(s, DENSE, mesh, capacity=capacity)
+        assert not found.fits
+        with pytest.raises(config.ConfigError) as error:
+            memory.check(found, s, DENSE, mesh)
+        message = str(error.value)
+        assert "\n" not in message and memory.human(need) in message
+        first, second = (re.escape(setting) for setting in settings)
+        assert re.search(rf"these fit: {first} \(needs [^)]*\), or {second} \(needs ", message), message
+
+
+def test_what_no_setting_makes_fit():
+    s, mesh = stage(DENSE), one_device()
+    found = memory.table(s, DENSE, mesh, capacity=10_000)
+    with pytest.raises(config.ConfigError, match=f"alone are {re.escape(memory.human(found.resident))}"):
+        memory.check(found, s, DENSE, mesh)
+
+
+def test_what_fits_is_let_through():
+    s, mesh = stage(DENSE), one_device()
+    for capacity in (memory.table(s, DENSE, mesh).need, None):
+        memory.check(dataclasses.replace(memory.table(s, DENSE, mesh), capacity=capacity), s, DENSE, mesh)
+
+
+def test_the_whole_model_is_counted_without_an_array():
+    mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+    big = partial(stage, config.CONFIG_671B, micro_batch=1)
+    found = memory.table(big(frozen=("segments",)), config.CONFIG_671B, mesh)
+    assert found.weights == pytest.approx(2 * 682e9, rel=0.01)  # 671.03B and the MTP module's 11B, in bfloat16
+    assert not found.fits
+
+
+def test_free_memory_is_the_container_s_if_that_is_less(tmp_path):
+    assert memory.host_available(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 900 kB\nMemAvailable:     500 kB\n")
+    assert memory.host_available(tmp_path) == 500 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("100\n")
+    (group / "memory.max").write_text("max\n")
+    assert memory.host_available(tmp_path) == 500 * 1024
+    (group / "memory.max").write_text("4100\n")
+    assert memory.host_available(tmp_path) == 4000
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])
+def test_sizes(size, text):
+    assert memory.human(size) == text
