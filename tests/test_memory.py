@@ -165,3 +165,25 @@ def test_free_memory_is_the_container_s_if_that_is_less(tmp_path):
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])
 def test_sizes(size, text):
     assert memory.human(size) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 13.50GiB.", "; 13.50GiB could not be had"),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 1536 bytes.", "; 1.5 KiB could not be had"),
+        ("Out of memory", ""),
+    ],
+)
+def test_an_out_of_memory_error_says_what_to_change(text, asked):
+    s = stage(DENSE)
+    found = dataclasses.replace(memory.table(s, DENSE, one_device()), capacity=2**30)
+    error = jax.errors.JaxRuntimeError(text)
+    assert memory.is_out_of_memory(error) and not memory.is_out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: bad"))
+    line = memory.explain(error, "update", found, s, DENSE)
+    assert line.startswith(f"out of memory in phase update{asked}: planned were ") and "of 1 GiB per device" in line
+    assert line.endswith("set micro_batch below 8, or remat true")
+    assert memory.explain(error, "eval", found, s, DENSE).endswith("set engine.slots below 16")
+    alone, deep = dataclasses.replace(s, micro_batch=1), dataclasses.replace(DENSE, remat=True)
+    assert memory.explain(error, "update", found, alone, DENSE).endswith("set remat true")
+    assert "mesh.context" in memory.explain(error, "update", found, alone, deep)
