@@ -58,6 +58,9 @@ class PackedBatch:
     weights: Array
     """float32[M, B, T]: what the target counts in the loss before the division by the batch's denominator; 0 outside ``mask``.
     ``1/|o|`` for ``normalize='sequence'``, else 1."""
+    prefix: Array | None = None
+    """int32[M, B, T]: the segment that a token sees beside its own, the prompt that it shares with other answers; 0 is none.
+    None when no prompt is shared."""
     advantages: Array | None = None
     """float32[M, B, T]: the answer's advantage at each of its sampled tokens."""
     sampler_logprobs: Array | None = None

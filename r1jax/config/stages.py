@@ -118,6 +118,9 @@ class GRPO(Stage):
     """Weights tokens by min(pi_old / pi_sampler, cap) (truncated importance sampling); 0 switches it off."""
     length_schedule: tuple[tuple[int, int], ...] = ()
     """(step, cap) pairs: from that step on, answers may have ``cap`` tokens (R1-Zero: 32768, then 65536 from step 8200)."""
+    share_prompts: bool = True
+    """Lay a question's prompt once beside its answers in the update, not once per answer. The same values and
+    gradients; expert load and balance count the prompt's tokens once."""
     preflight: bool = True
     """Check rewards and signal before the first step."""
     kind: Literal["grpo"] = "grpo"

@@ -52,10 +52,16 @@ def pack_sequences(
     sampler_logprobs: Sequence[Sequence[float] | np.ndarray] | None = None,
     normalize: str = "sequence",
     micro_batches: int | None = None,
+    group: int = 1,
+    prompt_length: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[PackedBatch, int]:
     """Packs N sequences of token ids.
 
     A sequence's first token is nobody's target, so it is never trained on, whatever ``trained`` says.
+
+    With ``group`` above 1 the answers to a question share their prompt: all of it but its last token is laid once, in front
+    of the answers, which see it through ``PackedBatch.prefix``. Its last token stands before each answer, for it predicts each
+    one's first.
 
     Args:
       sequences: N of int[n].
@@ -67,6 +73,8 @@ def pack_sequences(
       normalize: ``sequence`` gives each target the weight 1/|o|, where |o| counts the sequence's targets that are trained on;
         ``token`` and ``constant`` give 1.
       micro_batches: M; None is as many as the rows fill, at least 1. More are padded with empty ones.
+      group: this many sequences one after the other begin with the same prompt, and share it.
+      prompt_length: int[N], tokens of each sequence's prompt; needed for ``group`` above 1.
 
     Returns:
       A ``PackedBatch`` of numpy arrays [M, B, T], and the number of micro-batches that are not empty; these come first.
@@ -82,56 +90,91 @@ def pack_sequences(
         _same_lengths(lengths, "sampler_logprobs", sampler_logprobs)
     if advantages is not None and len(advantages) != len(sequences):
         raise ValueError(f"{len(advantages)} advantages for {len(sequences)} sequences; there must be one each")
-    bins = pack(lengths.tolist(), length)
+    bundles = _bundles(lengths, group, prompt_length, length)
+    bins = pack([sum(stop - start for _, start, stop in bundle) for bundle in bundles], length)
     filled = -(-len(bins) // rows)
     total = max(filled, 1) if micro_batches is None else micro_batches
     if filled > total:
         raise ValueError(f"{len(bins)} packed rows need {filled} micro-batches of {rows} rows, more than micro_batches={total}")
 
-    # From here on one flat array per field: the tokens of all sequences, one sequence after the other in the bins' order.
-    order = np.array([i for row in bins for i in row], np.int64)
-    lengths = lengths[order]
-    row = np.repeat(np.arange(len(bins)), [len(b) for b in bins])
-    segment = np.concatenate([np.arange(1, len(b) + 1) for b in bins]) if bins else np.zeros(0, np.int64)
-    begin = np.cumsum(lengths) - lengths
-    row_begin = begin[segment == 1][row] if bins else begin
-    position = np.arange(lengths.sum()) - np.repeat(begin, lengths)
-    place = np.repeat(row * length + begin - row_begin, lengths) + position
+    # A piece is a stretch of one sequence. From here on one flat array per field, over the tokens of all pieces in the bins'
+    # order.
+    pieces, row, segment, prefix = [], [], [], []
+    for number, members in enumerate(bins):
+        used = 0
+        for bundle in (bundles[i] for i in members):
+            pieces += bundle
+            row += [number] * len(bundle)
+            segment += range(used + 1, used + len(bundle) + 1)
+            # The first piece of a shared bundle is the prompt, and the others see it.
+            prefix += [0] + [used + 1] * (len(bundle) - 1)
+            used += len(bundle)
+    sequence, start, stop = np.array(pieces, np.int64).reshape(-1, 3).T
+    size = stop - start
+    row, segment, prefix = (np.array(x, np.int64) for x in (row, segment, prefix))
+    before = np.cumsum(size) - size  # tokens of all pieces before this one
+    row_begin = before[np.searchsorted(row, row)] if len(row) else before
+    position = np.arange(size.sum()) - np.repeat(before - start, size)
+    place = np.repeat(row * length - row_begin, size) + np.arange(size.sum())
+
+    owner = np.repeat(sequence, size)
+    here = np.repeat((np.cumsum(lengths) - lengths)[sequence], size) + position  # index into all sequences one after the other
+    has_next = position + 1 < lengths[owner]
 
     def flat(values: Sequence, dtype: type) -> np.ndarray:
-        return np.concatenate([np.asarray(values[i]) for i in order]).astype(dtype) if bins else np.zeros(0, dtype)
+        """One value more than there are tokens: the last token's next is never used."""
+        return np.append(np.concatenate([np.asarray(v) for v in values]) if len(values) else [], 0).astype(dtype)
 
-    def shifted(values: np.ndarray) -> np.ndarray:
-        """Each position gets its sequence's next value; the last gets 0."""
-        return np.where(position + 1 < np.repeat(lengths, lengths), np.append(values[1:], 0), 0).astype(values.dtype)
+    def following(values: Sequence, dtype: type) -> np.ndarray:
+        return np.where(has_next, flat(values, dtype)[here + 1], 0)
 
     def laid(values: np.ndarray, dtype: type) -> np.ndarray:
         out = np.zeros(total * rows * length, dtype)
         out[place] = values
         return out.reshape(total, rows, length)
 
-    tokens, mask = flat(sequences, np.int32), shifted(flat(trained, bool))
-    if normalize == "sequence":
-        name = np.repeat(np.arange(len(order)), lengths)
-        count = np.bincount(name, mask, minlength=len(order))
-        weights = mask / np.maximum(count, 1)[name]
-    else:
-        weights = mask
+    mask = following(trained, bool)
+    weights = mask / np.maximum(np.bincount(owner, mask, minlength=len(lengths)), 1)[owner] if normalize == "sequence" else mask
+
+    def at_targets(values: np.ndarray) -> np.ndarray:
+        return laid(np.where(mask, values, 0), np.float32)
+
     batch = PackedBatch(
-        tokens=laid(tokens, np.int32),
+        tokens=laid(flat(sequences, np.int32)[here], np.int32),
         positions=laid(position, np.int32),
-        segments=laid(np.repeat(segment, lengths), np.int32),
-        targets=laid(shifted(tokens), np.int32),
+        segments=laid(np.repeat(segment, size), np.int32),
+        prefix=laid(np.repeat(prefix, size), np.int32) if group > 1 else None,
+        targets=laid(following(sequences, np.int32), np.int32),
         mask=laid(mask, bool),
         weights=laid(weights, np.float32),
-        advantages=None
-        if advantages is None
-        else laid(np.where(mask, np.repeat(np.asarray(advantages, np.float32)[order], lengths), 0), np.float32),
-        sampler_logprobs=None
-        if sampler_logprobs is None
-        else laid(np.where(mask, shifted(flat(sampler_logprobs, np.float32)), 0), np.float32),
+        advantages=None if advantages is None else at_targets(np.asarray(advantages, np.float32)[owner]),
+        sampler_logprobs=None if sampler_logprobs is None else at_targets(following(sampler_logprobs, np.float32)),
     )
     return batch, filled
+
+
+def _bundles(lengths: np.ndarray, group: int, prompt_length, capacity: int) -> list[list[tuple[int, int, int]]]:
+    """What must lie in one row, as pieces (sequence, start, stop): each sequence alone; or a prompt and as many of its
+    answers as fit."""
+    if group <= 1:
+        return [[(i, 0, int(n))] for i, n in enumerate(lengths)]
+    if prompt_length is None or len(prompt_length) != len(lengths) or len(lengths) % group:
+        raise ValueError(f"{len(lengths)} sequences in groups of {group} need as many prompt lengths, and whole groups")
+    bundles = []
+    for first in range(0, len(lengths), group):
+        shared = int(prompt_length[first]) - 2
+        if shared < 1:  # nothing is left to share
+            bundles += [[(i, 0, int(lengths[i]))] for i in range(first, first + group)]
+            continue
+        bundle, used = [], capacity + 1
+        for i in range(first, first + group):
+            answer = int(lengths[i]) - shared
+            if used + answer > capacity:
+                bundle, used = [(first, 0, shared)], shared
+                bundles.append(bundle)
+            bundle.append((i, shared, int(lengths[i])))
+            used += answer
+    return bundles
 
 
 def _same_lengths(lengths: np.ndarray, name: str, values: Sequence) -> None:

@@ -88,7 +88,7 @@ def cast_kernels(params, model: config.Model):
 
 
 def forward(
-    params, tokens, positions, segments, *, model: config.Model, cache=None, routes=None, absorbed=None
+    params, tokens, positions, segments, *, model: config.Model, prefix=None, cache=None, routes=None, absorbed=None
 ) -> tuple[jax.Array, Aux, Any]:
     """Hidden states after the last norm.
 
@@ -98,6 +98,7 @@ def forward(
       positions: int32[B, T], each row with its own; rotary angles come from them, and with a cache also the slots written.
       segments: int32[B, T]: without a cache, a token sees the earlier tokens of its row with the same number. 0 is padding:
         it counts in no expert's load.
+      prefix: None, or int32[B, T]: the segment that a token sees beside its own, a prompt shared by several answers; 0 is none.
       cache: None, or the arrays of ``cache.create``. Row b's keys are written at ``positions[b, 0]`` and on, and a query at
         position p sees the row's slots 0..p. Donate it to have it updated in place.
       routes: None, or ``Aux.routes`` of an earlier call to choose the same experts again.
@@ -107,7 +108,7 @@ def forward(
       (hidden [B, T, D], Aux, cache).
     """
     angles = rope.angles(positions, _rotary_dim(model), model.rope)
-    mask = packed_mask(segments) if cache is None else cache_mask(positions, cache[0].shape[2])
+    mask = packed_mask(segments, prefix) if cache is None else cache_mask(positions, cache[0].shape[2])
     x = constrain(embed(params, tokens, model), "batch", "sequence", None)
     loads, chosen, balance, caches = [], [], jnp.zeros((), jnp.float32), []
     for i, segment in enumerate(model.segments):
@@ -132,11 +133,12 @@ def forward(
     return hidden, Aux(tuple(loads), tuple(chosen), balance), None if cache is None else tuple(caches)
 
 
-def mtp(params, hidden, tokens, positions, segments, *, model: config.Model) -> tuple[jax.Array, Aux]:
+def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, prefix=None) -> tuple[jax.Array, Aux]:
     """Multi-token prediction (V3, eq. 21-23): hidden states that predict, at t, the token t + 2.
 
     ``h' = layer(merge([norm(embed(token t+1)); norm(h_t)]))``. The order of the two
-    halves and the use of the trunk's *normalised* last hidden state follow the released weights. Embedding and head are the trunk's.
+    halves and the use of the trunk's *normalised* last hidden state follow the released weights. Embedding and head are the
+    trunk's.
 
     Args:
       hidden: [B, T, D] from ``forward``. Stop its gradient to train the module alone.
@@ -161,7 +163,7 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model) -> 
         carry,
         (m["layer"], 0, None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
-        mask=packed_mask(segments),
+        mask=packed_mask(segments, prefix),
         segments=segments,
         start=None,
         ff=ff,

@@ -8,11 +8,18 @@ import jax.numpy as jnp
 MASKED = -1e30  # finite: a row that sees nothing (padding) stays finite instead of nan
 
 
-def packed_mask(segments: jax.Array) -> jax.Array:
-    """bool[B, T, T] for int32 segments[B, T]: query t sees key s <= t of its own sequence; padding (0) is seen by padding
-    alone."""
+def packed_mask(segments: jax.Array, prefix: jax.Array | None = None) -> jax.Array:
+    """bool[B, T, T]: query t sees the keys s <= t of its own sequence, and of the sequence named by ``prefix``.
+
+    Args:
+      segments: int32[B, T]; padding (0) is seen by padding alone.
+      prefix: int32[B, T] or None; 0 is none.
+    """
     t = jnp.arange(segments.shape[1])
-    return (segments[:, :, None] == segments[:, None, :]) & (t[:, None] >= t[None, :])
+    mine = segments[:, :, None] == segments[:, None, :]
+    if prefix is not None:
+        mine |= (prefix[:, :, None] == segments[:, None, :]) & (prefix[:, :, None] > 0)
+    return mine & (t[:, None] >= t[None, :])
 
 
 def cache_mask(positions: jax.Array, length: int) -> jax.Array:

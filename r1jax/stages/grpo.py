@@ -115,6 +115,8 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
         sampler_logprobs=[t.logprobs[i, s] for i, s in zip(rows, spans, strict=True)],
         normalize=stage.normalize,
         micro_batches=-(-len(rows) // stage.micro_batch),
+        group=stage.group if stage.share_prompts else 1,
+        prompt_length=t.prompt_length[rows],
     )
     batch = trainer.put(host)
     if stage.old_logprobs == "sampler":

@@ -21,7 +21,7 @@ def moe_layers(model: config.Model) -> int:
 
 def logprobs(params, batch: PackedBatch, *, model: config.Model, temperature: float) -> tuple[jax.Array, jax.Array, tuple]:
     """(log-probs float32[B, T] of the targets, entropies float32[B, T], (hidden, Aux)) of one micro-batch."""
-    hidden, aux, _ = decoder.forward(params, batch.tokens, batch.positions, batch.segments, model=model)
+    hidden, aux, _ = decoder.forward(params, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model)
     kernel = decoder.head_kernel(params)
     values, entropy = token_logprobs(hidden, kernel, batch.targets, temperature=temperature, dtype=model.matmul_dtype)
     return values, entropy, (hidden, aux)
@@ -86,7 +86,7 @@ def mtp_loss(params, hidden, batch: PackedBatch, *, model: config.Model, stop_tr
         module = params["mtp"]
         params, hidden = jax.lax.stop_gradient((params, hidden))
         params = {**params, "mtp": module}
-    ahead, aux = decoder.mtp(params, hidden, batch.tokens, batch.positions, batch.segments, model=model)
+    ahead, aux = decoder.mtp(params, hidden, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model)
     targets = jnp.roll(batch.targets, -1, axis=-1)
     values, _ = token_logprobs(ahead, decoder.head_kernel(params), targets, dtype=model.matmul_dtype)
     return -jnp.where(mtp_mask(batch), values, 0.0).sum(), aux.load

@@ -102,7 +102,8 @@ class Trainer:
 
         def update(state: TrainState, batch: PackedBatch, count, denominator):
             trainable, frozen = parameters.split(state.params, mask)
-            sequences = jnp.maximum((batch.positions == 0) & (batch.segments > 0), 0).sum().astype(jnp.float32)
+            starts = batch.segments != jnp.pad(batch.segments, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+            sequences = (starts & (batch.segments > 0)).sum().astype(jnp.float32)
             totals = {"loss": denominator, "sequences": jnp.maximum(sequences, 1.0)}
             totals["mtp"] = jnp.maximum(objectives.mtp_mask(batch).sum(), 1).astype(jnp.float32)
 
