@@ -77,8 +77,11 @@ def _inverse_cdf(p: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _first_above(ends: jax.Array, target: jax.Array, sizes: jax.Array) -> jax.Array:
-    """int32[S, 1]: how many ``ends`` lie at or below ``target``, but never past the last entry whose size is above 0, where
-    rounding could lead."""
-    count = (ends <= target).sum(-1, keepdims=True)
-    last = sizes.shape[-1] - 1 - jnp.argmax(sizes[:, ::-1] > 0, axis=-1, keepdims=True)
-    return jnp.minimum(count, last)
+    """int32[S, 1]: the first entry of size above 0 whose end passes ``target``, or the last one of such a size.
+
+    Rounding can make ``ends`` fall or ``target`` negative; an entry of size 0 is not chosen even then.
+    """
+    held = sizes > 0
+    passed = held & (ends > target)
+    last = sizes.shape[-1] - 1 - jnp.argmax(held[:, ::-1], axis=-1, keepdims=True)
+    return jnp.where(passed.any(-1, keepdims=True), jnp.argmax(passed, axis=-1, keepdims=True), last)

@@ -1,0 +1,121 @@
+"""The smallest model, task and stages that have every part: what tests of the training loop share.
+
+Loaded by path as well, by reward workers and as a source of rows, so it imports no jax.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from r1jax import config
+
+FILE = Path(__file__).resolve()
+MOE = config.Model(
+    vocab_size=264,
+    d_model=16,
+    d_ff=32,
+    segments=(config.Segment("dense", 1), config.Segment("moe", 1)),
+    attention=config.MLA(n_heads=2, kv_rank=8, nope_dim=8, rope_dim=4, v_dim=8),
+    moe=config.MoE(n_experts=4, top_k=2, d_ff=16),
+    init_std=0.3,  # large, so that rewards, ratios and routes are not all alike
+)
+MTP = config.Model(**{**vars(MOE), "mtp_depth": 1})
+DENSE = config.Model(
+    vocab_size=264,
+    d_model=16,
+    d_ff=32,
+    segments=(config.Segment("dense", 1),),
+    attention=config.GQA(n_heads=2, n_kv_heads=2, head_dim=8),
+    init_std=0.3,
+)
+TEXT = config.Text(tokenizer="bytes", template="{{ prompt }}")
+STOP = tuple("aeiouAEIOU0123456789")  # chance hardly ever samples the end token; these make answers of many lengths
+
+
+# -- The task
+
+
+def rows(split: str, count: int = 200, trap: str = "") -> list[dict]:
+    """Rows for GRPO and SFT. Reading a row may send this process a signal, see ``Trap``."""
+    first = 0 if split == "train" else 10_000
+    made = [
+        {"prompt": f"{i}={'?' * (i % 3)}", "answer": str(i), "completion": f"<answer>{i * i}</answer>"}
+        for i in range(first, first + count)
+    ]
+    return Trap(made, trap) if trap else made
+
+
+class Trap(list):
+    """Rows that signal the process that reads one. The file ``trap`` holds {"prompt": str, "signal": int}; it goes off once."""
+
+    def __init__(self, made: list[dict], trap: str):
+        super().__init__(made)
+        self.trap = Path(trap)
+
+    def __getitem__(self, index: int) -> dict:
+        row = super().__getitem__(index)
+        if self.trap.exists() and (armed := json.loads(self.trap.read_text()))["prompt"] == row["prompt"]:
+            self.trap.unlink()
+            os.kill(os.getpid(), armed["signal"])
+        return row
+
+
+def checksum(prompt: str, completion: str, row: dict) -> float:
+    """0 to 1, changed by any other letter of the answer."""
+    return sum((i + 1) * ord(c) for i, c in enumerate(completion)) % 7 / 6
+
+
+def source(trap: str = "", **options) -> config.Source:
+    options |= {"trap": trap} if trap else {}
+    return config.Source(path=f"{FILE}:rows", name="tiny", options=options, rewards={f"{FILE}:checksum": 1.0})
+
+
+# -- The stages
+
+
+def grpo(**changes) -> config.GRPO:
+    """Two updates a round of two questions each, on one device; evaluation, TensorBoard and preflight are off."""
+    settings = {
+        "model": MOE,
+        "text": TEXT,
+        "sources": (source(),),
+        "steps": 4,
+        "questions": 2,
+        "group": 4,
+        "minibatches": 2,
+        "sequence_length": 16,
+        "micro_batch": 8,
+        "kl_beta": 0.1,
+        "optimizer": config.Optimizer(lr=0.01, warmup_steps=0),
+        "sampling": config.Sampling(max_new_tokens=8, stop=STOP),
+        "engine": config.Engine(slots=16, max_prompt_tokens=8, chunk=4),
+        "mesh": config.Mesh(fsdp=1),
+        "eval": config.Eval(every=0),
+        "log": config.Log(tensorboard=False, samples_per_step=-1),
+        "checkpoint": config.Checkpoint(every=2),
+        "workers": config.Workers(count=1),
+        "preflight": False,
+    }
+    return config.GRPO(**settings | changes)
+
+
+def sft(**changes) -> config.SFT:
+    settings = {
+        "model": MOE,
+        "text": TEXT,
+        "sources": (source(),),
+        "steps": 2,
+        "batch": 8,
+        "sequence_length": 32,
+        "micro_batch": 8,
+        "optimizer": config.Optimizer(lr=0.01, warmup_steps=0),
+        "engine": config.Engine(slots=16, max_prompt_tokens=8, chunk=4),
+        "sampling": config.Sampling(max_new_tokens=8, stop=STOP),
+        "mesh": config.Mesh(fsdp=1),
+        "log": config.Log(tensorboard=False),
+        "checkpoint": config.Checkpoint(every=2),
+        "workers": config.Workers(count=1),
+    }
+    return config.SFT(**settings | changes)
