@@ -59,9 +59,9 @@ def pack_sequences(
 
     A sequence's first token is nobody's target, so it is never trained on, whatever ``trained`` says.
 
-    With ``group`` above 1 the answers to a question share their prompt: all of it but its last token is laid once, in front
-    of the answers, which see it through ``PackedBatch.prefix``. Its last token stands before each answer, for it predicts each
-    one's first.
+    With ``group`` above 1 the answers to a question share their prompt: all of it but its last two tokens is laid once, in
+    front of the answers, which see it through ``PackedBatch.prefix``. The last two stand before each answer, for they predict
+    its first token: the last by the head, the one before it by the multi-token-prediction module.
 
     Args:
       sequences: N of int[n].
