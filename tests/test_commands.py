@@ -14,7 +14,7 @@ from r1jax import cli, config, loading, params
 from r1jax.checkpoint import Checkpointer
 from r1jax.config import GQA, SFT, Model, Segment, Text
 from r1jax.data import tokenizer
-from r1jax.eval import score
+from r1jax.eval import loaded, score
 from r1jax.models import decoder
 from r1jax.rewards.accuracy import accuracy
 
@@ -25,7 +25,6 @@ MODEL = Model(
     d_ff=64,
     segments=(Segment("dense", 2),),
     attention=GQA(n_heads=2, n_kv_heads=2, head_dim=16),
-    init_std=0.3,
 )
 ONE_DEVICE = "--mesh.fsdp 1"  # quicker to compile than the default, which splits the weights
 TEXT = Text(tokenizer="bytes", template="{{ prompt }}")
@@ -35,7 +34,8 @@ TOKENIZER = dataclasses.replace(tokenizer.byte_tokenizer(), end_ids=(1, *CONTROL
 
 @functools.cache
 def weights(step):
-    return params.init(decoder.specs(MODEL), jax.random.key(step))
+    rng = np.random.default_rng(step)
+    return params.map_specs(lambda s: jnp.array(rng.normal(s.init == "ones", 0.3, s.shape), s.dtype), decoder.specs(MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +172,16 @@ def test_greedy_answers_are_the_argmax_of_the_full_logits(run, tmp_path, capsys)
     assert not out and " tokens/s" in err and [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_sampled_logprobs_are_what_score_says(run, tmp_path):
-    file = write_rows(tmp_path / "in.jsonl", [{"prompt": p} for p in PROMPTS])
+def test_sampled_logprobs_are_what_score_says(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(loaded, "SLOTS", 20)  # so that every prompt has a pass of its own
+    prompts = ("ab", "xyz", "ab")
+    file = write_rows(tmp_path / "in.jsonl", [{"prompt": p} for p in prompts])
     how = f"--temperature 0.8 {ONE_DEVICE}"
     line = f"--prompts {file} --samples 20 --top-p 0.9 --max-new-tokens 12 --out {tmp_path}/out.jsonl"
     call("generate", run, f"{line} {how}")
     found = rows_of(tmp_path / "out.jsonl")
-    assert [(row["prompt"], row["sample"]) for row in found] == [(p, i) for p in PROMPTS for i in range(20)]
+    assert [(row["prompt"], row["sample"]) for row in found] == [(p, i) for p in prompts for i in range(20)]
+    assert len({tuple(row["tokens"]) for row in found}) > 50, "the same prompt twice is answered anew"
     assert {row["finish_reason"] for row in found} == {"stop", "length"}
     for row in found:
         check(row)

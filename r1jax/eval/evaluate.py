@@ -38,7 +38,7 @@ def evaluate(args: commands.Evaluate) -> int:
       ConfigError: the user's mistakes.
     """
     tasks = [find_source(task, args.reward, args.limit) for task in args.tasks]
-    rows = [sources.load(source, held_out=source.split == "test") for source in tasks]
+    rows = [sources.load(source) for source in tasks]
     if args.out is not None:
         files.check_output(args.out)
     opened = loading.open_model(args.model)
