@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from r1jax.nn.matmul import project
 
-CHUNK = 16_384  # vocabulary entries at a time; the largest divisor of V up to this is used
+CHUNK = 16_384  # the most vocabulary entries at a time
 
 
-def chunk_size(vocab: int, limit: int = CHUNK) -> int:
-    return next(size for size in range(min(vocab, limit), 0, -1) if vocab % size == 0)
+def chunk_size(vocab: int) -> int:
+    """Entries in each of the fewest equal chunks; where they do not divide ``vocab``, the last chunk overlaps the one before."""
+    return -(-vocab // -(-vocab // CHUNK))
 
 
 def token_logprobs(hidden, kernel, targets, *, temperature: float = 1.0, dtype: str = "float32") -> tuple[jax.Array, jax.Array]:
@@ -38,14 +39,17 @@ def token_logprobs(hidden, kernel, targets, *, temperature: float = 1.0, dtype: 
     @partial(jax.checkpoint, prevent_cse=False)
     def step(carry, start):
         top, total, weighted, target = carry
+        begin = jnp.minimum(start, vocab - size)
         logits = (
-            project(hidden, jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1), dtype).astype(jnp.float32) / temperature
+            project(hidden, jax.lax.dynamic_slice_in_dim(kernel, begin, size, axis=1), dtype).astype(jnp.float32) / temperature
         )
+        if vocab % size:  # what the last chunk shares with the one before counts once
+            logits = jnp.where(begin + jnp.arange(size) >= start, logits, -1e30)
         # The maximum only keeps exp in range; its gradient cancels.
         new_top = jnp.maximum(top, jax.lax.stop_gradient(logits.max(-1)))
         scale, e = jnp.exp(top - new_top), jnp.exp(logits - new_top[..., None])
         here = (targets >= start) & (targets < start + size)
-        index = jnp.clip(targets - start, 0, size - 1)[..., None]
+        index = jnp.clip(targets - begin, 0, size - 1)[..., None]
         target = jnp.where(here, jnp.take_along_axis(logits, index, axis=-1)[..., 0], target)
         return (new_top, total * scale + e.sum(-1), weighted * scale + (e * logits).sum(-1), target), None
 

@@ -1,0 +1,288 @@
+"""The decoder: one function, however it is called."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from random_models import GQA, MLA, draw, jit
+
+from r1jax import config
+from r1jax import params as parameters
+from r1jax.config.model import CONFIG_671B
+from r1jax.models import cache as caches
+from r1jax.models import decoder, logprobs
+from r1jax.nn import mla, rope
+from r1jax.nn.matmul import project
+from r1jax.train import objectives
+from r1jax.types import PackedBatch
+
+close = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
+forward = jit(decoder.forward, static_argnames=("model", "absorbed"))
+ROWS, LENGTH = 3, 12
+MODELS = pytest.mark.parametrize("model", [GQA, MLA], ids=["gqa", "mla"])
+TOKENS = np.random.default_rng(1).integers(0, GQA.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+POSITIONS = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), TOKENS.shape)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return {model: draw(model) for model in (GQA, MLA)}
+
+
+@MODELS
+def test_decoding_from_a_cache_is_the_forward_pass(params, model):
+    """Prompts of three lengths in one right-padded prefill, then one token at a time with each row at its own position."""
+    expected, aux, _ = forward(params[model], TOKENS, POSITIONS, np.ones_like(TOKENS), model=model)
+    prompt, width = np.array([4, 7, 2]), 7
+    seen = np.arange(width) < prompt[:, None]
+    padded = np.where(seen, TOKENS[:, :width], 41)  # the padding is a token like any other
+    cache = caches.create(model, ROWS, LENGTH)
+    hidden, _, cache = forward(params[model], padded, POSITIONS[:, :width], seen.astype(np.int32), model=model, cache=cache)
+    close(hidden[seen], expected[:, :width][seen])
+    for step in range(5):
+        at = (prompt + step)[:, None].astype(np.int32)
+        newest = np.take_along_axis(TOKENS, at, axis=1)
+        hidden, now, cache = forward(params[model], newest, at, np.ones_like(at), model=model, cache=cache)
+        close(hidden[:, 0], np.take_along_axis(np.asarray(expected), at[..., None], axis=1)[:, 0])
+        chosen = np.take_along_axis(np.asarray(aux.routes[1][0]), at[..., None], axis=1)
+        np.testing.assert_array_equal(np.sort(now.routes[1][0]), np.sort(chosen))
+
+
+def test_extend_gives_each_answer_its_questions_cache(params):
+    cache = tuple(jax.random.normal(jax.random.key(i), c.shape) for i, c in enumerate(caches.create(GQA, 2, 3)))
+    longer = caches.extend(cache, GQA, 3, 5, jnp.array([1, 0, 1]))
+    for old, new in zip(cache, longer, strict=True):
+        np.testing.assert_array_equal(new[:, :, :3], old[:, [1, 0, 1]])
+        assert new.shape[2] == 5
+
+
+def test_both_paths_of_latent_attention_agree_in_value_and_gradient(params):
+    layer = jax.tree.map(lambda x: x[0], params[MLA]["segments"][0]["attention"])
+    x = jax.random.normal(jax.random.key(0), (2, 5, MLA.d_model))
+    positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((5, 5), bool)), (2, 5, 5))
+    angles = rope.angles(positions, MLA.attention.rope_dim, MLA.rope)
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+
+    @partial(jit, static_argnums=2)
+    @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def run(layer, x, absorbed):
+        out, _ = mla.attend(layer, x, angles, mask, model=MLA, absorbed=absorbed)
+        return (out * weights).sum(), out
+
+    (_, expanded), expanded_grads = run(layer, x, False)
+    (_, absorbed), absorbed_grads = run(layer, x, True)
+    close(absorbed, expanded)
+    jax.tree.map(close, absorbed_grads, expanded_grads)
+    assert all(g.any() for g in jax.tree.leaves(expanded_grads))
+
+
+@MODELS
+def test_packed_is_unpacked(params, model):
+    """Row 0 holds two sequences and padding; rows 1 and 2 hold one of them each."""
+    a, b = slice(0, 5), slice(5, 9)
+    tokens, segments, positions = TOKENS.copy(), np.zeros_like(TOKENS), np.zeros_like(TOKENS)
+    segments[0, a], segments[0, b], segments[1, :5], segments[2, :4] = 1, 2, 1, 7
+    positions[0, a], positions[0, b], positions[1, :5], positions[2, :4] = range(5), range(4), range(5), range(4)
+    tokens[1, :5], tokens[2, :4] = tokens[0, a], tokens[0, b]
+    together = np.where(np.arange(ROWS)[:, None] == 0, segments, 0)
+    hidden, packed, _ = forward(params[model], tokens, positions, together, model=model)
+    apart, separate, _ = forward(params[model], tokens, positions, segments - together, model=model)
+    close(hidden[0, a], apart[1, :5])
+    close(hidden[0, b], apart[2, :4])
+    np.testing.assert_array_equal(packed.load[1], separate.load[1])
+    assert float(packed.load[1].sum()) == 9 * model.moe.top_k
+    assert packed.load[0] is None and packed.routes[0] is None
+    close(packed.balance, separate.balance)
+
+    targets = jnp.roll(tokens, -1, axis=1)
+    values = logprobs.token_logprobs(jnp.concatenate([hidden[:1], apart[1:]]), decoder.head_kernel(params[model]), targets)[0]
+    close(values[0, 0:4], values[1, 0:4])
+    close(values[0, 5:8], values[2, 0:3])
+
+
+def test_replayed_routes_give_the_same_output_whatever_the_bias_would_choose(params):
+    ones = np.ones_like(TOKENS)
+    expected, aux, _ = forward(params[MLA], TOKENS, POSITIONS, ones, model=MLA)
+    dense, sparse = params[MLA]["segments"]
+    other = {**sparse, "ff": {**sparse["ff"], "router_bias": -sparse["ff"]["router_bias"] * 9}}
+    moved = {**params[MLA], "segments": (dense, other)}
+    changed, chosen, _ = forward(moved, TOKENS, POSITIONS, ones, model=MLA)
+    assert (np.asarray(chosen.routes[1]) != np.asarray(aux.routes[1])).any() and abs(changed - expected).max() > 0.1
+    replayed, again, _ = forward(moved, TOKENS, POSITIONS, ones, model=MLA, routes=aux.routes)
+    close(replayed, expected)
+    np.testing.assert_array_equal(again.routes[1], aux.routes[1])
+
+
+def test_the_671b_model_has_its_parameters():
+    specs = decoder.specs(CONFIG_671B)
+    module = specs.pop("mtp")
+    assert parameters.count(specs) == 671_026_419_200  # arXiv 2412.19437, section 4.2: 671B
+    # The released module without its copies of embedding and head.
+    assert parameters.count(module) == 11_610_068_224
+    shapes = jax.tree.leaves(parameters.abstract(specs))
+    assert sum(s.size for s in shapes) == 671_026_419_200
+    biases = 58 * 256
+    assert sum(s.size for s in shapes if s.dtype == jnp.bfloat16) == 671_026_419_200 - biases
+    assert caches.bytes_per_token(CONFIG_671B) == 61 * (512 + 64) * 2
+
+
+def test_recomputing_layers_leaves_the_gradients():
+    model = dataclasses.replace(MLA, segments=(config.Segment("moe", 2),), mtp_depth=0)
+    params = draw(model)
+
+    def gradient(model):
+        def loss(params):
+            hidden, aux, _ = decoder.forward(params, TOKENS, POSITIONS, np.ones_like(TOKENS), model=model)
+            return jnp.square(hidden + 0.5).sum() + aux.balance
+
+        return jit(jax.grad(loss))
+
+    kept, recomputed = gradient(model), gradient(dataclasses.replace(model, remat=True))
+    assert "remat" in str(recomputed.trace(params).jaxpr) and "remat" not in str(kept.trace(params).jaxpr)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), recomputed(params), kept(params))
+
+
+@pytest.mark.parametrize(("contract", "tail"), [(1, (4, 3)), (2, (6,))])
+def test_a_product_and_its_gradients(contract, tail):
+    rng = np.random.default_rng(0)
+    shapes = [(2, 5, 4, 8), (4, 8)[-contract:] + tail, (2, 5, 4)[: 4 - contract] + tail]
+    x, kernel, weights = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+    @jit
+    def run(x, kernel):
+        def with_gradients(product):
+            return jax.value_and_grad(lambda x, kernel: (product(x, kernel) * weights).sum(), (0, 1))(x, kernel)
+
+        return [
+            with_gradients(partial(project, dtype="float32", contract=contract)),
+            with_gradients(partial(project, dtype="bfloat16", contract=contract)),
+            with_gradients(partial(jnp.tensordot, axes=contract)),
+        ]
+
+    exact, rounded, expected = run(x, kernel)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), exact, expected)
+    for got, want in zip(rounded[1], expected[1], strict=True):
+        assert got.dtype == jnp.float32  # of the parameter, not of the operand
+        assert 1e-5 < np.linalg.norm(got - want) / np.linalg.norm(want) < 2**-7
+
+
+def test_bfloat16_products_sum_in_float32_and_multiply_in_bfloat16_in_both_directions():
+    # 4097 and 1 + 2^-9 need more digits than bfloat16 has.
+    assert float(project(jnp.ones((1, 4097)), jnp.ones((4097, 1)), "bfloat16")[0, 0]) == 4097
+    assert float(project(jnp.array([[1.0, 2**-9]]), jnp.ones((2, 1)), "bfloat16")[0, 0]) == 1 + 2**-9
+    gradient = jax.grad(lambda x, w: project(x, w, "bfloat16").sum(), (0, 1))
+    program = str(jax.make_jaxpr(gradient)(jnp.ones((3, 4)), jnp.ones((4, 5))))
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) >= 2 and program.count("preferred_element_type=float32") == len(products)
+    operands = {v.aval.dtype.name for v in _operands(jax.make_jaxpr(gradient)(jnp.ones((3, 4)), jnp.ones((4, 5))).jaxpr)}
+    assert operands == {"bfloat16"}
+
+
+def _operands(jaxpr):
+    """The inputs of every matrix product in a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield from equation.invars
+        for inner in jaxprs_in_params(equation.params):
+            yield from _operands(inner)
+
+
+@pytest.mark.parametrize("vocab", [40_000, 32_003])  # four equal chunks; a prime, whose last chunk overlaps
+def test_chunked_log_probabilities_are_the_whole_softmaxs(vocab):
+    size, temperature = logprobs.chunk_size(vocab), 0.7
+    assert 8_000 < size <= logprobs.CHUNK
+    targets = jnp.array([[0, 5, vocab - size, size - 1, size, vocab - 1]])
+    hidden = 2 * jax.random.normal(jax.random.key(0), (1, 6, 8))  # logits up to 30
+    kernel = jax.random.normal(jax.random.key(1), (8, vocab)) * 2
+    weights = jax.random.normal(jax.random.key(2), (2, 1, 6))
+
+    def ours(hidden, kernel):
+        out = jnp.stack(logprobs.token_logprobs(hidden, kernel, targets, temperature=temperature))
+        return (out * weights).sum(), out
+
+    def theirs(hidden, kernel):
+        all_ = jax.nn.log_softmax(hidden @ kernel / temperature)
+        out = jnp.stack([jnp.take_along_axis(all_, targets[..., None], -1)[..., 0], -(jnp.exp(all_) * all_).sum(-1)])
+        return (out * weights).sum(), out
+
+    (_, value), grads = jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(hidden, kernel)
+    (_, expected), expected_grads = jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(hidden, kernel)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-4), grads, expected_grads)
+
+
+def test_vocabularies_are_cut_into_few_chunks():
+    assert [logprobs.chunk_size(v) for v in (512, 16_384, 16_385, 129_280)] == [512, 16_384, 8_193, 16_160]
+
+
+@jit
+def ahead(params, tokens, positions, segments):
+    hidden, _, _ = decoder.forward(params, tokens, positions, segments, model=MLA)
+    return decoder.mtp(params, hidden, tokens, positions, segments, model=MLA)[0]
+
+
+def test_the_prediction_of_the_token_after_next_sees_one_token_more_than_the_trunk(params):
+    segments = np.ones_like(TOKENS)
+    before = ahead(params[MLA], TOKENS, POSITIONS, segments)
+    changed = TOKENS.copy()
+    changed[:, 6] = (changed[:, 6] + 1) % MLA.vocab_size
+    moved = abs(ahead(params[MLA], changed, POSITIONS, segments) - before).max((0, 2))
+    assert (moved[:5] == 0).all() and (moved[5:] > 1e-3).all()
+
+    # The first half of the merge takes the embedding ahead, the second the trunk: without the second, t = 5 still moves.
+    d = MLA.d_model
+    blind = {**params[MLA], "mtp": {**params[MLA]["mtp"], "merge": params[MLA]["mtp"]["merge"].at[d:].set(0)}}
+    before = ahead(blind, TOKENS, POSITIONS, segments)
+    first = TOKENS.copy()
+    first[:, 0] = (first[:, 0] + 1) % MLA.vocab_size
+    assert abs(ahead(blind, first, POSITIONS, segments) - before)[:, :-1].max() == 0  # the last has no successor
+    assert abs(ahead(blind, changed, POSITIONS, segments) - before).max((0, 2))[5] > 1e-3
+
+
+def test_the_mtp_loss_is_the_cross_entropy_of_the_token_after_next(params):
+    """Row 0: sequences of 5 and 4 tokens and padding; answers begin at its third token and its second token."""
+    segments = np.zeros((1, LENGTH), np.int32)
+    segments[0, :5], segments[0, 5:9] = 1, 2
+    positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0]], np.int32)
+    targets = np.where(np.roll(segments, -1) == segments, np.roll(TOKENS[:1], -1), 0)
+    mask = np.zeros((1, LENGTH), bool)
+    mask[0, 1:4], mask[0, 5:8] = True, True
+    batch = PackedBatch(TOKENS[:1], positions, segments, targets.astype(np.int32), mask, mask.astype(np.float32))
+
+    @jit
+    def run(params):
+        hidden, _, _ = decoder.forward(params, batch.tokens, positions, segments, model=MLA)
+
+        def loss(params, hidden, stop):
+            return objectives.mtp_loss(params, hidden, batch, model=MLA, stop_trunk=stop)[0]
+
+        ahead, _ = decoder.mtp(params, hidden, batch.tokens, positions, segments, model=MLA)
+        return ahead, *(jax.value_and_grad(partial(loss, stop=stop), (0, 1))(params, hidden) for stop in (True, False))
+
+    ahead, (value, (module, trunk)), (_, (every, through)) = run(params[MLA])
+    values = jax.nn.log_softmax(ahead[0] @ decoder.head_kernel(params[MLA]))
+    np.testing.assert_allclose(value, -sum(values[t, TOKENS[0, t + 2]] for t in (0, 1, 2, 5, 6)), rtol=1e-5)
+
+    moves = {parameters.path_name(p): bool(g.any()) for p, g in jax.tree_util.tree_leaves_with_path(module)}
+    assert all(moved == name.startswith("mtp/") for name, moved in moves.items() if "router_bias" not in name), moves
+    jax.tree.map(close, module["mtp"], every["mtp"])
+    assert not trunk.any() and through.any() and every["head"]["kernel"].any() and every["embed"]["table"].any()
+
+
+def test_rotation_pairs_neighbours_or_halves():
+    cos, sin = (f(jnp.array([[[0.3, 1.1]]])) for f in (jnp.cos, jnp.sin))
+    x = jnp.array([[[[1.0, 0.0, 0.0, 2.0]]]])
+    c, s = np.cos([0.3, 1.1]), np.sin([0.3, 1.1])
+    np.testing.assert_allclose(rope.rotate(x, cos, sin, True)[0, 0, 0], [c[0], s[0], -2 * s[1], 2 * c[1]], rtol=1e-6)
+    np.testing.assert_allclose(rope.rotate(x, cos, sin, False)[0, 0, 0], [c[0], -2 * s[1], s[0], 2 * c[1]], rtol=1e-6)
+
+
+def test_angles_follow_the_position():
+    cos, sin = rope.angles(jnp.array([[0, 3]]), 4, config.Rope(theta=100.0))
+    np.testing.assert_allclose(cos[0], np.cos([[0, 0], [3, 0.3]]), rtol=1e-6)
+    np.testing.assert_allclose(sin[0], np.sin([[0, 0], [3, 0.3]]), rtol=1e-6)
