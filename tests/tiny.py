@@ -5,8 +5,11 @@ Loaded by path as well, by reward workers and as a source of rows, so it imports
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from r1jax import config
@@ -21,14 +24,8 @@ MOE = config.Model(
     moe=config.MoE(n_experts=4, top_k=2, d_ff=16),
     init_std=0.3,  # large, so that rewards, ratios and routes are not all alike
 )
-MTP = config.Model(**{**vars(MOE), "mtp_depth": 1})
-DENSE = config.Model(
-    vocab_size=264,
-    d_model=16,
-    d_ff=32,
-    segments=(config.Segment("dense", 1),),
-    attention=config.GQA(n_heads=2, n_kv_heads=2, head_dim=8),
-    init_std=0.3,
+DENSE = dataclasses.replace(
+    MOE, segments=(config.Segment("dense", 1),), attention=config.GQA(n_heads=2, n_kv_heads=2, head_dim=8), moe=None
 )
 TEXT = config.Text(tokenizer="bytes", template="{{ prompt }}")
 STOP = tuple("aeiouAEIOU0123456789")  # chance hardly ever samples the end token; these make answers of many lengths
@@ -119,3 +116,16 @@ def sft(**changes) -> config.SFT:
         "workers": config.Workers(count=1),
     }
     return config.SFT(**settings | changes)
+
+
+@contextlib.contextmanager
+def quick_to_compile() -> Iterator[None]:
+    """Compiles with few optimisations in this block, which halves the time: these programs run for milliseconds."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
