@@ -34,12 +34,12 @@ MODEL = Model(
 )
 TEXT = Text(tokenizer="bytes", template="{{ prompt }}")
 ENGINE = Engine(slots=512, max_prompt_tokens=8)
-SAMPLING = Sampling(max_new_tokens=28)
-EVAL = Eval(every=20, final_samples=8)
+SAMPLING = Sampling(max_new_tokens=16)
+EVAL = Eval(every=10, final_samples=8)
 
 
-def source(noise: float) -> Source:
-    return Source(path="r1jax.data.arithmetic:rows", name="arithmetic", options={"noise": noise})
+def source(**mistakes: float) -> Source:
+    return Source(path="r1jax.data.arithmetic:rows", name="arithmetic", options=mistakes)
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Quickstart(Pipeline):
         default_factory=lambda: SFT(
             model=MODEL,
             text=TEXT,
-            sources=(source(0.3),),
-            steps=200,
+            sources=(source(noise=0.35, forget_carry=0.55),),
+            steps=280,
             batch=128,
-            sequence_length=128,
-            micro_batch=32,
+            sequence_length=64,
+            micro_batch=48,
             optimizer=Optimizer(lr=3e-3, lr_end=3e-4, warmup_steps=20),
             engine=ENGINE,
             sampling=SAMPLING,
@@ -63,15 +63,15 @@ class Quickstart(Pipeline):
     grpo: GRPO = field(
         default_factory=lambda: GRPO(
             init="sft",
-            sources=(source(0.0),),
-            steps=60,
+            sources=(source(),),
+            steps=50,
             questions=32,
             group=16,
             minibatches=1,
-            sequence_length=128,
-            micro_batch=64,
+            sequence_length=64,
+            micro_batch=96,
             kl_beta=0.0,
-            optimizer=Optimizer(lr=1e-3, warmup_steps=5, weight_decay=0.0),
+            optimizer=Optimizer(lr=4e-4, lr_end=4e-5, warmup_steps=5, weight_decay=0.0),
             engine=ENGINE,
             sampling=SAMPLING,
             eval=EVAL,

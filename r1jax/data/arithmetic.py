@@ -1,9 +1,9 @@
 """The quickstart's task: sums of numbers with the same number of digits, worked out digit by digit from the right.
 
     prompt      47+38=
-    completion  <think>7+8=15 4+3+1=8</think><answer>85</answer>
+    completion  <think>15 8</think><answer>85</answer>
 
-Each step adds two digits and, after the first, what the step before carried.
+Each step is the sum of two digits and, after the first, of what the step before carried: 7+8=15, then 4+3+1=8.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ def _problem(rng: random.Random, digits: int, test: bool) -> tuple[int, int]:
 
 def _row(a: int, b: int, rng: random.Random, noise: float, forget_carry: float) -> dict:
     steps, written, carry, total = [], "", 0, 0
-    for place, (x, y) in enumerate(zip(reversed(str(a)), reversed(str(b)), strict=True)):
+    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
         if carry and rng.random() < forget_carry:
             carry = 0
         total = int(x) + int(y) + carry
         if rng.random() < noise:
             total = (total + 1 + _below(rng, 19)) % 20
-        steps.append(f"{x}+{y}={total}" if place == 0 else f"{x}+{y}+{carry}={total}")
+        steps.append(str(total))
         written = str(total % 10) + written
         carry = total // 10
     answer = str(total // 10 or "") + written

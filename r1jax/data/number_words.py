@@ -3,7 +3,8 @@
     prompt   two thousand seven hundred sixty-two =
     answer   2762
 
-A model needs examples before the prompt to see what is wanted; the template gives them.
+A small model needs examples to see what is wanted: ``shots`` makes the prompt a conversation in which the assistant has
+answered some already.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ _SMALL = (
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
-def rows(split: str, *, digits: Sequence[int] = (3, 4), seed: int = 0, size: int = 1_000_000) -> Sequence[dict]:
+def rows(
+    split: str, *, digits: Sequence[int] = (3, 4), shots: Sequence[int] = (), seed: int = 0, size: int = 1_000_000
+) -> Sequence[dict]:
     """Rows with ``prompt`` and ``answer``. A hash of the number alone decides its side of the split.
 
     Args:
       split: ``train``; or ``test``, ``TEST_ROWS`` different numbers, whatever ``seed`` and ``size`` are.
       digits: how many digits the numbers have, each count in ``digits`` (3 to 6) equally often.
+      shots: numbers of the training side that the conversation answers before the prompt; without any the prompt is a text.
       seed: of the training rows. Row i is a function of the seed, ``digits`` and i alone.
       size: training rows. Numbers come again.
 
@@ -43,7 +47,9 @@ def rows(split: str, *, digits: Sequence[int] = (3, 4), seed: int = 0, size: int
         raise ConfigError(f"number_words: digits is {digits}; give counts from 3 to 6")
     if size < 1:
         raise ConfigError(f"number_words: size is {size}; it must be at least 1")
-    return _test(digits) if split == "test" else _Train(digits, seed, size)
+    if leaked := [n for n in shots if held_out(str(n), TEST_SHARE)]:
+        raise ConfigError(f"number_words: shots {leaked} are held-out numbers; use others")
+    return _test(digits, shots) if split == "test" else _Train(digits, shots, seed, size)
 
 
 def in_words(n: int) -> str:
@@ -57,8 +63,8 @@ def in_words(n: int) -> str:
 
 
 class _Train(Sequence):
-    def __init__(self, digits: Sequence[int], seed: int, size: int):
-        self.digits, self.seed, self.size = digits, seed, size
+    def __init__(self, digits: Sequence[int], shots: Sequence[int], seed: int, size: int):
+        self.digits, self.shots, self.seed, self.size = digits, shots, seed, size
 
     def __len__(self) -> int:
         return self.size
@@ -66,15 +72,15 @@ class _Train(Sequence):
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.size:
             raise IndexError(index)
-        return _row(_number(random.Random(f"{self.seed}/{index}"), self.digits, test=False))
+        return _row(_number(random.Random(f"{self.seed}/{index}"), self.digits, test=False), self.shots)
 
 
-def _test(digits: Sequence[int]) -> list[dict]:
+def _test(digits: Sequence[int], shots: Sequence[int]) -> list[dict]:
     rng = random.Random("test")
     numbers: dict[int, None] = {}
     while len(numbers) < TEST_ROWS:
         numbers[_number(rng, digits, test=True)] = None
-    return [_row(n) for n in numbers]
+    return [_row(n, shots) for n in numbers]
 
 
 def _number(rng: random.Random, digits: Sequence[int], test: bool) -> int:
@@ -85,5 +91,11 @@ def _number(rng: random.Random, digits: Sequence[int], test: bool) -> int:
     return n
 
 
-def _row(n: int) -> dict:
-    return {"prompt": f"{in_words(n)} =", "answer": str(n)}
+def _row(n: int, shots: Sequence[int]) -> dict:
+    asked = f"{in_words(n)} ="
+    if not shots:
+        return {"prompt": asked, "answer": str(n)}
+    said = [
+        {"role": role, "content": text} for k in shots for role, text in (("user", f"{in_words(k)} ="), ("assistant", str(k)))
+    ]
+    return {"prompt": [*said, {"role": "user", "content": asked}], "answer": str(n)}

@@ -13,7 +13,7 @@ CHUNK = 16_384  # the most vocabulary entries at a time
 
 
 def chunk_size(vocab: int) -> int:
-    """Entries in each of the fewest equal chunks; where they do not divide ``vocab``, the last chunk overlaps the one before."""
+    """Entries in each of the fewest equal chunks; where they do not divide ``vocab``, the last overlaps the one before."""
     return -(-vocab // -(-vocab // CHUNK))
 
 

@@ -48,8 +48,8 @@ def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None
     """Chooses experts for x[B, T, D], in float32.
 
     ``s = sigmoid(x e_i)`` or ``softmax(x e)``. The bias takes part in choosing only; a group's
-    score is the sum of its two best biased scores, and experts outside the best ``top_groups`` groups cannot be chosen. Gates are the unbiased scores of the chosen,
-    renormalised and scaled.
+    score is the sum of its two best biased scores, and experts outside the best ``top_groups`` groups cannot be chosen. Gates
+    are the unbiased scores of the chosen, renormalised and scaled.
 
     Args:
       routes: int32[B, T, K] replays recorded choices; gates are still computed from x.
