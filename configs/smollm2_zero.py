@@ -31,7 +31,7 @@ def config() -> GRPO:
         micro_batch=4,
         # Products in bfloat16 with float32 sums: about twice as fast on a CPU that has them.
         matmul_dtype="bfloat16",
-        # R1 keeps a KL term of weight 0.001; so short a run stays close to its start without it, and without the reference's pass.
+        # R1 keeps a KL term of weight 0.001; a run this short stays close to its start without it and its extra pass.
         kl_beta=0.0,
         optimizer=Optimizer(lr=1e-5, warmup_steps=3, weight_decay=0.0),
         eval=Eval(every=10, limit=256, final_samples=4),
