@@ -48,8 +48,8 @@ class Quickstart(Pipeline):
         default_factory=lambda: SFT(
             model=MODEL,
             text=TEXT,
-            sources=(source(noise=0.35, forget_carry=0.55),),
-            steps=280,
+            sources=(source(noise=0.38, forget_carry=0.55),),
+            steps=380,
             batch=128,
             sequence_length=64,
             micro_batch=48,
@@ -64,7 +64,7 @@ class Quickstart(Pipeline):
         default_factory=lambda: GRPO(
             init="sft",
             sources=(source(),),
-            steps=50,
+            steps=40,
             questions=32,
             group=16,
             minibatches=1,

@@ -11,7 +11,7 @@ from r1jax.eval.estimators import pass_at_k
 from r1jax.stages.workspace import Workspace
 
 ROUND = 2**31 - 1  # one random stream for every evaluation, so that two of them differ by the policy alone
-KEPT = 2  # held-out answers kept at the edges of a stage, so that before and after can be laid side by side
+KEPT = 8  # held-out answers kept at the edges of a stage, so that before and after can be laid side by side
 
 
 def hold_out(work: Workspace, edge: bool) -> dict[str, float]:

@@ -57,5 +57,9 @@ def before_and_after(console: Console, name: str, run: Path) -> None:
     kept = [row for row in jsonl.read(file) if row.get("held_out")] if file.exists() else []
     if not kept or kept[0]["step"] == kept[-1]["step"]:
         return
-    for label, row in (("before", kept[0]), ("after", next(r for r in kept if r["step"] == kept[-1]["step"]))):
+    before = {row["prompt_id"]: row for row in kept if row["step"] == kept[0]["step"]}
+    after = {row["prompt_id"]: row for row in kept if row["step"] == kept[-1]["step"]}
+    # The question whose answer changed the most says the most.
+    most = max(before.keys() & after.keys(), key=lambda i: (abs(after[i]["reward"] - before[i]["reward"]), -i))
+    for label, row in (("before", before[most]), ("after", after[most])):
         print_sample(row, f"{name}, {label}", console)

@@ -1,0 +1,64 @@
+"""What README.md tells people to do, done."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+
+from r1jax import cli
+from r1jax.observe.metrics import read_metrics
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def example(name: str) -> str:
+    """The Python block that README.md introduces as the file ``name``."""
+    return re.search(rf"`{re.escape(name)}`:\n\n```python\n(.*?)```", README, re.S)[1]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_custom_reward_trains(here):
+    for name in ("my_reward.py", "my_config.py"):
+        (here / name).write_text(example(name))
+    rows = [{"prompt": f"{i} + 1 =", "answer": str(i + 1)} for i in range(60)]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with tiny.quick_to_compile():
+        assert cli.main(["train", tiny_start(here), "--run-dir", "start"]) == 0
+        flags = "--init start --text.template {{prompt}} --matmul-dtype float32 --steps 1 --questions 2 --group 4 --micro-batch 8"
+        flags += " --sampling.max-new-tokens 4 --engine.slots 8 --eval.limit 4 --mesh.fsdp 1 --no-preflight --run-dir run"
+        assert cli.main(["train", "my_config.py", *flags.split()]) == 0
+    trained = [row for row in read_metrics(here / "run") if "reward/concise" in row]
+    assert len(trained) == 1 and trained[0]["source/mine/reward"] == trained[0]["reward/concise"]
+    assert json.loads((here / "run" / "samples.jsonl").read_text().splitlines()[0])["rewards"]["concise"]["status"] == "ok"
+
+
+def tiny_start(here: Path) -> str:
+    """A config that makes the smallest model, for the README's config starts from a pretrained one."""
+    (here / "start.py").write_text("import tiny\n\n\ndef config():\n    return tiny.sft(steps=1)\n")
+    return "start.py"
+
+
+def test_the_custom_reward_is_right():
+    namespace = {}
+    exec(example("my_reward.py"), namespace)
+    concise, row = namespace["concise"], {"answer": "42"}
+    assert concise("", "42", row) == 1.25
+    assert concise("", "It is 42.", row) == 1.125
+    assert concise("", "41", row) == concise("", "", row) == 0
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`r1jax (\w+)", README))))
+def test_every_command_it_names_is_there(command, capsys):
+    assert command in cli.COMMANDS
+
+
+def test_the_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
