@@ -1,4 +1,4 @@
-"""The key-value cache: one array per segment of layers, ``[L, B, S, ...]``.
+"""The key-value cache: one array per segment of layers, ``[B, L, S, ...]``.
 
 Row b's slot s holds position s of that row, so a refilled or padded row needs no clearing: a slot is always written before a
 query can see it.
@@ -20,7 +20,7 @@ def shapes(model: config.Model, batch: int, length: int) -> list[tuple[tuple[int
     """(shape, logical axes) per segment."""
     room = mla if model.attention.kind == "mla" else gqa
     shape, axes = room.cache_shape(model, batch, length)
-    return [((segment.count, *shape), ("layers", *axes)) for segment in model.segments]
+    return [((batch, segment.count, *shape[1:]), (axes[0], "layers", *axes[1:])) for segment in model.segments]
 
 
 def create(model: config.Model, batch: int, length: int) -> tuple[jax.Array, ...]:
@@ -35,7 +35,7 @@ def extend(
     """A longer cache whose row b starts with row ``rows[b]`` of ``cache``: how the answers to a question share its prefill."""
     fresh = create(model, batch, length)
     return tuple(
-        jax.lax.dynamic_update_slice(new, old[:, rows], (0,) * new.ndim) for new, old in zip(fresh, cache, strict=True)
+        jax.lax.dynamic_update_slice(new, old[rows], (0,) * new.ndim) for new, old in zip(fresh, cache, strict=True)
     )
 
 

@@ -34,16 +34,19 @@ def softmax(scores: jax.Array, mask: jax.Array, dtype) -> jax.Array:
 
 
 def write_rows(cache: jax.Array, layer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes new[B, T, ...] into cache[L, B, S, ...] at ``[layer, b, start[b]:start[b] + T]``.
+    """Writes new[B, T, ...] into cache[B, L, S, ...] at ``[b, layer, start[b]:start[b] + T]``.
 
     A slice per row and not one indexed scatter: the compiler then keeps rows that are split over devices where they are.
+    Rows come
+    first in the cache because the mapped axis does: with layers first, XLA turned the whole cache around at every layer.
     """
 
     def row(cached, fresh, at):
         return jax.lax.dynamic_update_slice(cached, fresh[None].astype(cached.dtype), (layer, at, *(0,) * (fresh.ndim - 1)))
 
-    return jax.vmap(row, in_axes=(1, 0, 0), out_axes=1)(cache, new, start)
+    return jax.vmap(row)(cache, new, start)
 
 
 def read_layer(cache: jax.Array, layer: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(cache, layer, 0, keepdims=False)
+    """[B, S, ...]"""
+    return jax.lax.dynamic_index_in_dim(cache, layer, 1, keepdims=False)

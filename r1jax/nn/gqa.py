@@ -45,7 +45,7 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=No
     Args:
       angles: (cos, sin), each float32[B, T, head_dim / 2].
       mask: bool[B, T, S]; S is T, or the cache's length.
-      cache: [L, B, S, KV, 2 H] or None; the keys and values of x are written at ``[layer, b, start[b]:]`` before attending.
+      cache: [B, L, S, KV, 2 H] or None; the keys and values of x are written at ``[b, layer, start[b]:]`` before attending.
 
     Returns:
       ([B, T, D], cache).

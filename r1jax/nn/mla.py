@@ -64,7 +64,7 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=No
     Args:
       angles: (cos, sin), each float32[B, T, rope_dim / 2].
       mask: bool[B, T, S]; S is T, or the cache's length.
-      cache: [L, B, S, kv_rank + rope_dim] or None; x's latents are written at ``[layer, b, start[b]:]`` before attending.
+      cache: [B, L, S, kv_rank + rope_dim] or None; x's latents are written at ``[b, layer, start[b]:]`` before attending.
       absorbed: which path; None takes the absorbed one for a single query and the expanded one otherwise.
 
     Returns:
