@@ -199,6 +199,7 @@ def test_chunked_log_probabilities_are_the_whole_softmaxs(vocab):
     targets = jnp.array([[0, 5, vocab - size, size - 1, size, vocab - 1]])
     hidden = 2 * jax.random.normal(jax.random.key(0), (1, 6, 8))  # logits up to 30
     kernel = jax.random.normal(jax.random.key(1), (8, vocab)) * 2
+    kernel = kernel.at[:, vocab - size].multiply(3)  # a heavy entry where the last chunk begins
     weights = jax.random.normal(jax.random.key(2), (2, 1, 6))
 
     def ours(hidden, kernel):
@@ -221,9 +222,30 @@ def test_vocabularies_are_cut_into_few_chunks():
 
 
 @jit
+def both(params, tokens, positions, segments, prefix):
+    """The trunk's and the prediction module's hidden states."""
+    hidden, _, _ = decoder.forward(params, tokens, positions, segments, prefix=prefix, model=MLA)
+    return hidden, decoder.mtp(params, hidden, tokens, positions, segments, prefix=prefix, model=MLA)[0]
+
+
 def ahead(params, tokens, positions, segments):
-    hidden, _, _ = decoder.forward(params, tokens, positions, segments, model=MLA)
-    return decoder.mtp(params, hidden, tokens, positions, segments, model=MLA)[0]
+    return both(params, tokens, positions, segments, np.zeros_like(segments))[1]
+
+
+def test_answers_that_share_a_prompt_are_as_with_prompts_of_their_own(params):
+    """Row 0 holds the prompt's first 3 of 5 tokens once, then two answers with its last 2 before each."""
+    prompt, answers = TOKENS[0, :5], (TOKENS[1, :3], TOKENS[2, :2])
+    tokens, positions, segments, prefix = (np.zeros_like(TOKENS) for _ in range(4))
+    tokens[0] = np.concatenate([prompt, answers[0], prompt[3:], answers[1]])
+    positions[0] = [*range(3), *range(3, 8), *range(3, 7)]
+    segments[0], prefix[0] = [1] * 3 + [2] * 5 + [3] * 4, [0] * 3 + [1] * 9
+    for row, answer in enumerate(answers, 1):
+        size = 5 + len(answer)
+        tokens[row, :size] = *prompt, *answer
+        positions[row, :size], segments[row, :size] = range(size), 1
+    for hidden, end in zip(both(params[MLA], tokens, positions, segments, prefix), (0, 1), strict=True):
+        close(hidden[0, :8][: 8 - end], hidden[1, : 8 - end])
+        close(hidden[0, 8 : 12 - end], hidden[2, 3 : 7 - end])
 
 
 def test_the_prediction_of_the_token_after_next_sees_one_token_more_than_the_trunk(params):

@@ -17,7 +17,7 @@ from r1jax.rollout.sampling import _inverse_cdf, row_keys, sample_tokens
 from r1jax.types import FINISH
 
 CAP = 12
-END = (3, 7)
+END = (28, 29, 31)  # end some of the answers below at their first token, some later, and some not at all
 MODELS = {
     "gqa": dataclasses.replace(GQA, segments=(config.Segment("dense", 2),), moe=None),
     "mla": dataclasses.replace(MLA, segments=MLA.segments[1:], mtp_depth=0),
@@ -115,7 +115,8 @@ def test_answers_do_not_depend_on_how_many_are_asked_for_or_in_how_many_passes(s
     same({k: found[k] for k in found if k[1] < 2}, answers(warm))
     assert [n for n, _ in seen] == [8, 2, 8, 2]
     assert sum(tokens for _, tokens in seen) == sum(len(ids) for ids, _, _ in found.values())
-    assert len({tuple(ids) for ids, _, _ in found.values()}) == 20
+    whole = [tuple(ids) for ids, _, finish in found.values() if finish == "length"]
+    assert len(set(whole)) == len(whole) > 2
 
 
 def test_another_round_or_prompt_id_or_seed_draws_other_answers(samplers, params, warm):
@@ -160,13 +161,13 @@ def test_the_trainer_agrees_about_every_sampled_token(samplers, params, warm, na
 
 def test_a_stop_string_ends_the_answer_where_it_is_complete_even_across_tokens(samplers, warm):
     before = answers(warm)
-    whole = [ids for ids, _, _ in before.values() if len(ids) > 8]
+    whole = [ids for ids, _, finish in before.values() if finish == "length"]
     across = letters(whole[0][6:8])[1:3]  # the second digit of one token and the first of the next
-    within = letters(whole[1][2:4])
-    stop = (across, within)
-    found = answers(
-        samplers["gqa"].generate(PROMPTS, dataclasses.replace(WARM, stop=stop), samples=2, round=3, ids=[10, 11, 12, 13])
-    )
+    at_the_cap = letters(whole[-1][CAP - 3 : CAP - 1])
+    before_the_end = letters(next(ids for ids, _, finish in before.values() if finish == "stop" and len(ids) == 5)[2:4])
+    stop = (across, at_the_cap, before_the_end)
+    sampling = dataclasses.replace(WARM, stop=stop)
+    found = answers(samplers["gqa"].generate(PROMPTS, sampling, samples=2, round=3, ids=[10, 11, 12, 13]))
     stopped = 0
     for key, (ids, values, finish) in found.items():
         text = letters(before[key][0])
@@ -176,7 +177,7 @@ def test_a_stop_string_ends_the_answer_where_it_is_complete_even_across_tokens(s
         np.testing.assert_allclose(values, before[key][1][:length], atol=1e-6)
         assert finish == ("stop_string" if ends else before[key][2])
         stopped += bool(ends)
-    assert 2 <= stopped < 8
+    assert 3 <= stopped < 8
 
 
 def test_a_cap_of_one_token(samplers, warm):

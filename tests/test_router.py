@@ -134,7 +134,7 @@ def test_the_bias_moves_by_the_rate_towards_the_mean_load():
         "segments": (dense, segment([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])),
         "mtp": {"merge": jnp.ones(1), "layer": segment([0.0, 0.0, 0.0])},
     }
-    sums = {"load": (None, jnp.array([[4.0, 1.0, 1.0], [1.0, 2.0, 3.0]])), "mtp_load": (jnp.array([0.0, 0.0, 9.0]),)}
+    sums = {"load": (None, jnp.array([[4.0, 1.0, 1.0], [10.0, 20.0, 30.0]])), "mtp_load": (jnp.array([0.0, 0.0, 9.0]),)}
     new = balance_router(params, sums, 0.25)
     np.testing.assert_array_equal(new["segments"][1]["ff"]["router_bias"], [[-0.25, 0.25, 0.25], [0.75, 0.5, 0.25]])
     np.testing.assert_array_equal(new["mtp"]["layer"]["ff"]["router_bias"], [0.25, 0.25, -0.25])
