@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from r1jax import config
@@ -118,6 +119,23 @@ def sft(**changes) -> config.SFT:
     return config.SFT(**settings | changes)
 
 
+@dataclass(frozen=True)
+class Tiny(config.Pipeline):
+    sft: config.SFT = field(default_factory=sft)
+    grpo: config.GRPO = field(default_factory=grpo)
+
+
+def pipeline(*, sft_steps: int = 2, steps: int = 4, mesh: config.Mesh | None = None, trap: str = "", **changes) -> Tiny:
+    """SFT, then GRPO from what it learned. ``changes`` are GRPO's."""
+    # A larger eps, so that rounding in a gradient of almost 0 does not become a step of the size of lr.
+    shared = {"mesh": mesh or config.Mesh(fsdp=1), "sources": (source(trap),)}
+    shared |= {"optimizer": config.Optimizer(lr=0.01, warmup_steps=0, eps=1e-4)}
+    return Tiny(sft=sft(steps=sft_steps, **shared), grpo=grpo(init="sft", model=None, steps=steps, **shared | changes))
+
+
+# -- Running
+
+
 @contextlib.contextmanager
 def quick_to_compile() -> Iterator[None]:
     """Compiles with few optimisations in this block, which halves the time: these programs run for milliseconds."""
@@ -129,3 +147,13 @@ def quick_to_compile() -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+def metrics(run: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what the clock decides."""
+    made = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s"))} for row in made]
+
+
+def samples(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]

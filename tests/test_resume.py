@@ -1,0 +1,155 @@
+"""A run that was killed, pre-empted and finished too early ends where an uninterrupted one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from r1jax import cli, config, sharding
+from r1jax.checkpoint import Checkpointer
+from r1jax.params import path_name
+from r1jax.stages.pipeline import PREEMPTED
+from r1jax.train.update import Trainer
+
+HERE = Path(__file__).parent
+CONFIG = """
+import tiny
+from r1jax.config import Eval, Sampling
+
+
+def config():
+    held_out = Eval(every=4, limit=2, final_samples=2, greedy=False)
+    return tiny.pipeline(sft_steps=4, steps=8, eval=held_out, trap="trap.json")
+"""
+
+
+def config_of(grpo_steps=8):
+    held_out = config.Eval(every=4, limit=2, final_samples=2, greedy=False)
+    return tiny.pipeline(sft_steps=4, steps=grpo_steps, eval=held_out, trap="trap.json")
+
+
+class Runs:
+    """A folder in which the command is run, with one compilation cache for all."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        (path / "small.py").write_text(CONFIG)
+        self.env = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(path / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def train(self, run: str, *more: str, trap: tuple[str, int] | None = None) -> subprocess.CompletedProcess:
+        """``trap``: the process gets this signal when it reads the row with this prompt."""
+        if trap is not None:
+            (self.path / "trap.json").write_text(json.dumps({"prompt": trap[0], "signal": trap[1]}))
+        command = [sys.executable, "-m", "r1jax", "train", "small.py", "--run-dir", run, *more]
+        done = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=240)
+        assert not (self.path / "trap.json").exists()
+        return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("resume"))
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    """A run without any interruption."""
+    done = runs.train("whole")
+    assert done.returncode == 0, done.stderr
+    return runs.path / "whole"
+
+
+def prompt_of(whole, step):
+    """The first question of the round that begins with this step."""
+    return next(row["prompt"] for row in tiny.samples(whole / "grpo") if row["step"] == step and not row.get("held_out"))
+
+
+def prompt_of_sft(step):
+    from r1jax.data.sources import Mixture, load
+
+    stage = config_of().sft
+    return Mixture([(s, load(s)) for s in stage.sources], stage.seed)[(step - 1) * stage.batch]["prompt"]
+
+
+def state_of(run, stage):
+    model = tiny.MOE
+    trainer = Trainer(stage, model, sharding.make_mesh(config.Mesh(fsdp=1)))
+    state, meta = Checkpointer(run / "checkpoints", read_only=True).restore(trainer.abstract())
+    return {path_name(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state)}, meta
+
+
+@pytest.fixture(scope="module")
+def interrupted(runs, whole):
+    """The same run in pieces; each piece is checked as it ends."""
+    path = runs.path / "pieces"
+    stages = config_of().stages()
+
+    done = runs.train("pieces", trap=(prompt_of_sft(3), signal.SIGTERM))
+    assert done.returncode == PREEMPTED, done.stderr
+    assert "SIGTERM: saved at step 3" in done.stdout and "--run-dir pieces" in done.stdout
+    assert [row["step"] for row in tiny.metrics(path / "sft")] == [1, 2, 3]
+
+    # In the round before the first checkpoint; the evaluation before step 1 is written by then.
+    done = runs.train("pieces", trap=(prompt_of(whole, 1), signal.SIGKILL))
+    assert done.returncode == -signal.SIGKILL and "going on from step 3 of pieces/sft" in done.stdout
+    assert (path / "sft" / "finished.json").exists() and not list(path.glob("grpo/checkpoints/[0-9]*"))
+
+    # In the third round: the save after the second waited for that after the first.
+    done = runs.train("pieces", trap=(prompt_of(whole, 5), signal.SIGKILL))
+    assert done.returncode == -signal.SIGKILL and "sft: already finished at step 4" in done.stdout
+    assert list(path.glob("grpo/checkpoints/[0-9]*"))
+    with open(path / "grpo" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "loss": 1')  # torn
+
+    # Finished two steps early, with a SIGTERM in its last round.
+    done = runs.train("pieces", "--grpo.steps", "6", trap=(prompt_of(whole, 5), signal.SIGTERM))
+    assert done.returncode == PREEMPTED and "going on from step" in done.stdout
+    about = json.loads((path / "grpo" / "checkpoints" / "6" / "about.json").read_text())
+    assert about["score"] is not None  # of the evaluation that the same step made
+    return path, stages
+
+
+def test_the_interrupted_run_is_the_uninterrupted_one(runs, whole, interrupted):
+    path, stages = interrupted
+    done = runs.train("pieces", "--grpo.steps", "6")
+    assert done.returncode == 0 and json.loads((path / "grpo" / "finished.json").read_text())["step"] == 6
+    before = (path / "grpo" / "metrics.jsonl").read_bytes()
+    done = runs.train("pieces", "--grpo.steps", "6")
+    assert done.returncode == 0 and "grpo: already finished at step 6; more --steps make it go on" in done.stdout
+    assert (path / "grpo" / "metrics.jsonl").read_bytes() == before
+
+    done = runs.train("pieces", "--grpo.steps", "8")
+    assert done.returncode == 0, done.stderr
+    for name, stage in stages.items():
+        early_end = [row for row in tiny.metrics(path / name) if row["step"] == 6 and "eval/pass@1" in row]
+        assert len(early_end) == (name == "grpo")
+        assert [row for row in tiny.metrics(path / name) if row not in early_end] == tiny.metrics(whole / name)
+        found, cursor = state_of(path / name, stage)
+        expected, cursor_of_whole = state_of(whole / name, stage)
+        assert cursor == cursor_of_whole and found.keys() == expected.keys()
+        for leaf, value in expected.items():
+            np.testing.assert_array_equal(found[leaf], value, err_msg=f"{name} {leaf}")
+    rows = [row for row in tiny.samples(path / "grpo") if not (row["step"] == 6 and row.get("held_out"))]
+    assert rows == tiny.samples(whole / "grpo")
+
+
+def test_another_config_is_refused_with_what_differs(runs, whole, monkeypatch, capsys):
+    monkeypatch.chdir(runs.path)
+    before = {p: p.read_bytes() for p in whole.rglob("*.json*")}
+    assert cli.main(["train", "small.py", "--run-dir", "whole", "--grpo.clip-high", "10", "--sft.seed", "7"]) == 2
+    error = capsys.readouterr().err
+    assert "grpo.clip_high was 0.2, now 10.0" in error and "sft.seed was 0, now 7" in error and error.count("\n") == 1
+    assert {p: p.read_bytes() for p in whole.rglob("*.json*")} == before
