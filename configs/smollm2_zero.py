@@ -21,7 +21,7 @@ def config() -> GRPO:
                 rewards={"accuracy": 1.0},
             ),
         ),
-        steps=40,
+        steps=20,
         questions=8,
         group=16,
         minibatches=1,
@@ -34,6 +34,6 @@ def config() -> GRPO:
         # R1 keeps a KL term of weight 0.001; a run this short stays close to its start without it and its extra pass.
         kl_beta=0.0,
         optimizer=Optimizer(lr=1e-5, warmup_steps=3, weight_decay=0.0),
-        eval=Eval(every=10, limit=256, final_samples=4),
+        eval=Eval(every=10, limit=256, final_samples=2),
         checkpoint=Checkpoint(every=20, keep=1),
     )

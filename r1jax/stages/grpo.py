@@ -33,11 +33,14 @@ def train(work: Workspace) -> None:
         advantages = group_advantages(answers.rewards, stage.group, std=stage.advantage_std)
         write_samples(work, answers, advantages)
         minibatches = split(work, answers, advantages)
-        with work.phase("update", len(minibatches), "updates"):
+        with work.phase("score", len(minibatches), "batches"):
             batches = [pack(work, answers, advantages, rows) for rows in minibatches]
-            for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
+        for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
+            with work.phase("update", 1, "updates"):
                 work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
-                log(work, answers, rows, metrics)
+                metrics = {name: float(value) for name, value in metrics.items()}
+                work.display.advance(1, int(metrics["tokens"]))
+            log(work, answers, rows, metrics)
         work.cursor.round += 1
         end_of_round(work)
 
@@ -131,19 +134,18 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
     return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)
 
 
-def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict) -> None:
+def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, float]) -> None:
     """One line per update: the metrics of its own answers."""
     stage, t = work.stage, answers.trajectories
     mine = Answers(
         [answers.questions[i] for i in rows], jax.tree.map(lambda x: x[rows], t), [answers.completions[i] for i in rows],
         [answers.scores[i] for i in rows], answers.rewards[rows],
     )  # fmt: skip
-    values = {name: float(value) for name, value in metrics.items()} | asking.reward_metrics(mine)
+    values = metrics | asking.reward_metrics(mine)
     values["groups/no_signal"] = float(no_signal(mine.rewards, stage.group).mean())
     values["data/left_out"] = float(work.cursor.left_out)
     values["round"] = float(work.cursor.round)
     values["tokens_per_s/rollout"] = work.rollout_rate
-    work.display.advance(1, int(values["tokens"]))
     work.write(work.step, values)
 
 
