@@ -39,6 +39,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 code=0
 run "$python" -m ruff check . || code=$?
 SECONDS=0
-run "$python" -m pytest "$@" || code=$?
+# Two processes, a file in one of them: compiling uses one core at a time.
+run "$python" -m pytest --numprocesses 2 --dist loadfile "$@" || code=$?
 say "pytest took $((SECONDS / 60)) min $((SECONDS % 60)) s"
 exit "$code"
