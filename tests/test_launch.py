@@ -161,7 +161,7 @@ def test_the_tests_install_torch_first_and_pass_arguments_on(machine):
     assert commands[1].endswith("torch==2.13.0 ")
     assert "checkout\\[smollm2\\,test\\]" in commands[2]  # no C compiler there: no reasoning-gym
     assert commands[-2].endswith("-m ruff check . ")
-    assert commands[-1].endswith("-m pytest -m slow ")
+    assert commands[-1].endswith("-m pytest --numprocesses 2 --dist loadfile -m slow ")
 
 
 def test_doctor_returns_2_and_says_what_to_do(tmp_path, monkeypatch, capsys):

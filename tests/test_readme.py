@@ -31,7 +31,8 @@ def test_the_custom_reward_trains(here):
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with tiny.quick_to_compile():
         assert cli.main(["train", tiny_start(here), "--run-dir", "start"]) == 0
-        flags = "--init start --text.template {{prompt}} --matmul-dtype float32 --steps 1 --questions 2 --group 4 --micro-batch 8"
+        flags = "--init start --text.template {{prompt}} --matmul-dtype float32 --steps 1 --questions 2 --group 4"
+        flags += " --micro-batch 8"
         flags += " --sampling.max-new-tokens 4 --engine.slots 8 --eval.limit 4 --mesh.fsdp 1 --no-preflight --run-dir run"
         assert cli.main(["train", "my_config.py", *flags.split()]) == 0
     trained = [row for row in read_metrics(here / "run") if "reward/concise" in row]
