@@ -152,7 +152,10 @@ def print_sample(row: Mapping[str, Any], stage: str, console: Console) -> None:
     heading = [stage] if stage else []
     heading += [f"{name} {row[name]}" for name in ("step", "source", "prompt_id", "sample") if name in row]
     console.rule(Text(printable("  ".join(heading), console.encoding or "utf-8"), "bold"), align="left")
-    put(str(row.get("prompt", "")), "dim")
+    prompt = row.get("prompt", "")
+    if isinstance(prompt, list):
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    put(str(prompt), "dim")
     put(str(row.get("completion", "")))
     if row.get("answer") is not None:
         put(f"answer      {row['answer']}", "green")
