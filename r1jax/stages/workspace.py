@@ -115,8 +115,10 @@ class Workspace:
         if jax.process_count() > 1:
             told = multihost_utils.process_allgather(told)
         if told.any():
-            self.save()
             self.checkpoints.wait()
+            if self.checkpoints.latest() != self.step:  # saved just now, it has the score of its evaluation
+                self.save()
+                self.checkpoints.wait()
             raise Preempted(f"SIGTERM: saved at step {self.step}; go on with --run-dir {self.run.path}")
 
 
@@ -206,10 +208,10 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
                     raise config.ConfigError(
                         f"{run.path}: its sources changed since step {latest}; restore them, or start a new run from it"
                     )
-        step = int(state.step)
+        # An attempt that saved nothing counts for nothing: not even its evaluation before step 1 is kept.
+        resumed_at = -1 if latest is None else latest
         if main:
-            run.cut_back(step)
-        resumed_at = step if step else None
+            run.cut_back(resumed_at)
         metrics = samples = None
         if main:
             log = stage.log
@@ -219,8 +221,8 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
                 )
             )
             samples = stack.enter_context(SamplesWriter(run.path, resumed_at=resumed_at))
-        if step:
-            display.note(f"going on from step {step} of {run.path}")
+        if latest is not None:
+            display.note(f"going on from step {latest} of {run.path}")
         ledger = Ledger(run.path, mesh.size)
         terminating = stack.enter_context(_sigterm())
         yield Workspace(
