@@ -14,25 +14,20 @@ import tiny
 
 from r1jax import cli, config, sharding
 from r1jax.checkpoint import Checkpointer
+from r1jax.data.sources import Mixture, load
 from r1jax.params import path_name
 from r1jax.stages.pipeline import PREEMPTED
 from r1jax.train.update import Trainer
 
 HERE = Path(__file__).parent
-CONFIG = """
-import tiny
-from r1jax.config import Eval, Sampling
+LONG = 600  # seconds; on an idle machine a piece takes 10
+pytestmark = pytest.mark.timeout(3 * LONG)
+CONFIG = "import test_resume\n\n\ndef config():\n    return test_resume.settings()\n"
 
 
-def config():
-    held_out = Eval(every=4, limit=2, final_samples=2, greedy=False)
-    return tiny.pipeline(sft_steps=4, steps=8, eval=held_out, trap="trap.json")
-"""
-
-
-def config_of(grpo_steps=8):
+def settings():
     held_out = config.Eval(every=4, limit=2, final_samples=2, greedy=False)
-    return tiny.pipeline(sft_steps=4, steps=grpo_steps, eval=held_out, trap="trap.json")
+    return tiny.pipeline(sft_steps=4, steps=8, eval=held_out, trap="trap.json")
 
 
 class Runs:
@@ -54,7 +49,7 @@ class Runs:
         if trap is not None:
             (self.path / "trap.json").write_text(json.dumps({"prompt": trap[0], "signal": trap[1]}))
         command = [sys.executable, "-m", "r1jax", "train", "small.py", "--run-dir", run, *more]
-        done = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=LONG)
         assert not (self.path / "trap.json").exists()
         return done
 
@@ -78,34 +73,30 @@ def prompt_of(whole, step):
 
 
 def prompt_of_sft(step):
-    from r1jax.data.sources import Mixture, load
-
-    stage = config_of().sft
+    stage = settings().sft
     return Mixture([(s, load(s)) for s in stage.sources], stage.seed)[(step - 1) * stage.batch]["prompt"]
 
 
 def state_of(run, stage):
-    model = tiny.MOE
-    trainer = Trainer(stage, model, sharding.make_mesh(config.Mesh(fsdp=1)))
+    """Every array of the last checkpoint, and its meta."""
+    trainer = Trainer(stage, tiny.MOE, sharding.make_mesh(stage.mesh))
     state, meta = Checkpointer(run / "checkpoints", read_only=True).restore(trainer.abstract())
     return {path_name(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state)}, meta
 
 
-@pytest.fixture(scope="module")
-def interrupted(runs, whole):
-    """The same run in pieces; each piece is checked as it ends."""
+def test_the_interrupted_run_is_the_uninterrupted_one(runs, whole, monkeypatch, capsys):
     path = runs.path / "pieces"
-    stages = config_of().stages()
 
     done = runs.train("pieces", trap=(prompt_of_sft(3), signal.SIGTERM))
     assert done.returncode == PREEMPTED, done.stderr
     assert "SIGTERM: saved at step 3" in done.stdout and "--run-dir pieces" in done.stdout
     assert [row["step"] for row in tiny.metrics(path / "sft")] == [1, 2, 3]
 
-    # In the round before the first checkpoint; the evaluation before step 1 is written by then.
+    # In the round before the first checkpoint, but after the evaluation before step 1.
     done = runs.train("pieces", trap=(prompt_of(whole, 1), signal.SIGKILL))
     assert done.returncode == -signal.SIGKILL and "going on from step 3 of pieces/sft" in done.stdout
     assert (path / "sft" / "finished.json").exists() and not list(path.glob("grpo/checkpoints/[0-9]*"))
+    assert [row["step"] for row in tiny.metrics(path / "grpo")] == [0]
 
     # In the third round: the save after the second waited for that after the first.
     done = runs.train("pieces", trap=(prompt_of(whole, 5), signal.SIGKILL))
@@ -114,26 +105,24 @@ def interrupted(runs, whole):
     with open(path / "grpo" / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "loss": 1')  # torn
 
-    # Finished two steps early, with a SIGTERM in its last round.
+    # Two steps fewer, with a SIGTERM in the last round, whose checkpoint keeps the score of its evaluation.
     done = runs.train("pieces", "--grpo.steps", "6", trap=(prompt_of(whole, 5), signal.SIGTERM))
     assert done.returncode == PREEMPTED and "going on from step" in done.stdout
     about = json.loads((path / "grpo" / "checkpoints" / "6" / "about.json").read_text())
-    assert about["score"] is not None  # of the evaluation that the same step made
-    return path, stages
+    assert about["score"] is not None
 
+    # Nothing is left to do but to say so.
+    monkeypatch.chdir(runs.path)
+    before = tiny.metrics(path / "grpo")
+    for said in ("going on from step 6", "grpo: already finished at step 6; more --steps make it go on"):
+        assert cli.main(["train", "small.py", "--run-dir", "pieces", "--grpo.steps", "6"]) == 0
+        assert said in capsys.readouterr().out
+        assert json.loads((path / "grpo" / "finished.json").read_text())["step"] == 6
+        assert tiny.metrics(path / "grpo") == before
 
-def test_the_interrupted_run_is_the_uninterrupted_one(runs, whole, interrupted):
-    path, stages = interrupted
-    done = runs.train("pieces", "--grpo.steps", "6")
-    assert done.returncode == 0 and json.loads((path / "grpo" / "finished.json").read_text())["step"] == 6
-    before = (path / "grpo" / "metrics.jsonl").read_bytes()
-    done = runs.train("pieces", "--grpo.steps", "6")
-    assert done.returncode == 0 and "grpo: already finished at step 6; more --steps make it go on" in done.stdout
-    assert (path / "grpo" / "metrics.jsonl").read_bytes() == before
-
-    done = runs.train("pieces", "--grpo.steps", "8")
+    done = runs.train("pieces")
     assert done.returncode == 0, done.stderr
-    for name, stage in stages.items():
+    for name, stage in settings().stages().items():
         early_end = [row for row in tiny.metrics(path / name) if row["step"] == 6 and "eval/pass@1" in row]
         assert len(early_end) == (name == "grpo")
         assert [row for row in tiny.metrics(path / name) if row not in early_end] == tiny.metrics(whole / name)
