@@ -47,7 +47,7 @@ class Memory:
     sampler: int
     """The sampler's copy of the weights."""
     gradients: int
-    """The sum over micro-batches, and one micro-batch's."""
+    """The sum over micro-batches, in float32, and one micro-batch's."""
     activations: int
     """What the backward pass of one micro-batch keeps, and its working set."""
     cache: int
@@ -121,7 +121,7 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
         moments=device_bytes(state.opt_state),
         reference=device_bytes(state.reference),
         sampler=sampling.weights if sampling else 0,
-        gradients=2 * device_bytes(trainable),
+        gradients=device_bytes(trainable) + F32 * device_count(trainable),
         activations=activations(stage, model, mesh, trainer.mask),
         cache=sampling.cache if sampling else 0,
         sampling=sampling.working if sampling else 0,
@@ -132,6 +132,11 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
 def device_bytes(tree: Any) -> int:
     """Bytes per device of a tree of ShapeDtypeStructs with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def device_count(tree: Any) -> int:
+    """Numbers per device of such a tree."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
 
 
 # -- The update

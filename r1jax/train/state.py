@@ -16,7 +16,7 @@ from r1jax import sharding
 
 @struct.dataclass
 class TrainState:
-    """Gradients and moments exist for trainable parameters only."""
+    """Gradients and moments exist for trainable parameters only; they are float32 whatever the parameters are."""
 
     step: jax.Array
     """int32[]: updates made or skipped."""
@@ -35,9 +35,14 @@ def create(params: Any, mask: Any, tx: optax.GradientTransformation, *, referenc
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(trainable),
+        opt_state=tx.init(float32(trainable)),
         reference=jax.tree.map(jnp.copy, params) if reference else None,
     )
+
+
+def float32(tree: Any) -> Any:
+    """What moments and sums of gradients look like: a sum in bfloat16 would lose what is added to it."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def shardings(
@@ -48,8 +53,9 @@ def shardings(
     everywhere = NamedSharding(mesh, PartitionSpec())
     trainable, _ = parameters.split(parameters.abstract(specs), mask)
     where_trainable, _ = parameters.split(where, mask)
+    moments = jax.eval_shape(lambda p: tx.init(float32(p)), trainable)
     opt_state = optax.tree_utils.tree_map_params(
-        tx, lambda _, s: s, jax.eval_shape(tx.init, trainable), where_trainable, transform_non_params=lambda _: everywhere
+        tx, lambda _, s: s, moments, where_trainable, transform_non_params=lambda _: everywhere
     )
     return TrainState(
         step=everywhere, skipped=everywhere, params=where, opt_state=opt_state, reference=where if reference else None

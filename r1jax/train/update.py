@@ -116,7 +116,11 @@ class Trainer:
                 more, part = micro_gradient(i)
                 return jax.tree.map(jnp.add, grads, more), _combine(sums, part)
 
-            shapes = jax.eval_shape(micro_gradient, 0)
+            def first(i):
+                grads, sums = micro_gradient(i)
+                return states.float32(grads), sums
+
+            shapes = jax.eval_shape(first, 0)
             grads, sums = jax.lax.fori_loop(0, count, body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
             grads, norm = clip_by_global_norm(grads, stage.optimizer.clip_norm)
             finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
