@@ -13,14 +13,17 @@ def problem(row):
 
 
 def steps(row):
-    """The trace as ((terms, stated sum), ...), and the stated answer."""
+    """The trace as ((terms, stated sum), ...), and the stated answer. The terms are two digits and what the last step carries."""
     trace, answer = re.fullmatch(r"<think>(.*)</think><answer>(\d+)</answer>", row["completion"]).groups()
-    return [([int(x) for x in left.split("+")], int(right)) for left, right in (s.split("=") for s in trace.split(" "))], answer
+    stated = [int(s) for s in trace.split(" ")]
+    carried = [0, *(s // 10 for s in stated[:-1])]
+    digits = zip(*(map(int, reversed(str(n))) for n in problem(row)), strict=True)
+    return [([*pair, carry], s) for pair, carry, s in zip(digits, carried, stated, strict=True)], answer
 
 
 def test_the_example():
     row = next(r for r in rows("test") if r["prompt"] == "69+76=")
-    assert row == {"prompt": "69+76=", "answer": "145", "completion": "<think>9+6=15 6+7+1=14</think><answer>145</answer>"}
+    assert row == {"prompt": "69+76=", "answer": "145", "completion": "<think>15 14</think><answer>145</answer>"}
 
 
 @pytest.mark.parametrize("digits", [2, 3])
@@ -32,9 +35,6 @@ def test_clean_traces_are_right(digits):
         trace, answer = steps(row)
         assert row["answer"] == answer == str(a + b)
         assert all(sum(terms) == stated for terms, stated in trace)
-        columns = list(zip(reversed(str(a)), reversed(str(b)), strict=True))
-        assert [tuple(map(str, terms[:2])) for terms, _ in trace] == columns
-        assert [terms[2] for terms, _ in trace[1:]] == [int(stated >= 10) for _, stated in trace[:-1]]
 
 
 def test_no_training_problem_is_a_test_problem_in_either_order():
@@ -60,8 +60,8 @@ def test_noise_is_per_step_and_carries_on():
         trace, answer = steps(train[i])
         total += len(trace)
         wrong += sum(sum(terms) != stated for terms, stated in trace)
-        (_, units), (terms, last) = trace
-        assert terms[2] == units // 10 and answer == (str(last) + str(units % 10))
+        (_, units), (_, last) = trace
+        assert answer == str(last) + str(units % 10)
         assert train[i]["answer"] == str(sum(problem(train[i])))
     assert abs(wrong / total - 0.3) < 4 * (0.3 * 0.7 / total) ** 0.5
 
@@ -71,18 +71,17 @@ def test_a_forgotten_carry_is_the_only_mistake_of_forget_carry():
     forgotten = carries = 0
     for i in range(4000):
         trace, _ = steps(train[i])
-        assert all(sum(terms) == stated for terms, stated in trace)
-        carry, written = trace[0][1] // 10, trace[1][0][2]
-        assert written <= carry
+        (units, said), ((x, y, carry), last) = trace
+        assert sum(units) == said and last in (x + y, x + y + carry)
         carries += carry
-        forgotten += carry - written
+        forgotten += x + y + carry - last
     assert abs(forgotten / carries - 0.6) < 4 * (0.6 * 0.4 / carries) ** 0.5
 
 
 def test_completions_are_short_in_bytes():
     tokenizer = byte_tokenizer()
     train = rows("train", noise=0.3)
-    assert max(len(tokenizer.encode(train[i]["completion"])) for i in range(2000)) <= 24
+    assert max(len(tokenizer.encode(train[i]["completion"])) for i in range(2000)) <= 13
 
 
 @pytest.mark.parametrize(

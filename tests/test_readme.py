@@ -35,9 +35,10 @@ def test_the_custom_reward_trains(here):
         flags += " --micro-batch 8"
         flags += " --sampling.max-new-tokens 4 --engine.slots 8 --eval.limit 4 --mesh.fsdp 1 --no-preflight --run-dir run"
         assert cli.main(["train", "my_config.py", *flags.split()]) == 0
-    trained = [row for row in read_metrics(here / "run") if "reward/concise" in row]
-    assert len(trained) == 1 and trained[0]["source/mine/reward"] == trained[0]["reward/concise"]
-    assert json.loads((here / "run" / "samples.jsonl").read_text().splitlines()[0])["rewards"]["concise"]["status"] == "ok"
+    name = "my_reward.py:concise"
+    trained = [row for row in read_metrics(here / "run") if f"reward/{name}" in row]
+    assert len(trained) == 1 and trained[0]["source/mine/reward"] == trained[0][f"reward/{name}"]
+    assert json.loads((here / "run" / "samples.jsonl").read_text().splitlines()[0])["rewards"][name]["status"] == "ok"
 
 
 def tiny_start(here: Path) -> str:
