@@ -59,6 +59,19 @@ class Stage:
             raise ConfigError("sources is empty; name at least one source of rows")
         if len({s.name for s in self.sources}) < len(self.sources):
             raise ConfigError(f"sources share a name: {', '.join(s.name for s in self.sources)}; metrics are kept per name")
+        held_out = self.eval.sources
+        if len({s.name for s in held_out}) < len(held_out):
+            raise ConfigError(f"eval.sources share a name: {', '.join(s.name for s in held_out)}; give each its own")
+        for s in held_out:
+            if any(s.name == other.name and s.rewards != other.rewards for other in self.sources):
+                raise ConfigError(
+                    f"eval.sources and sources both hold {s.name!r}, with other rewards; rewards are kept per name: give "
+                    "one of them another name, or both the same rewards"
+                )
+        scored = (*(self.sources if self.eval.every and not held_out else ()), *held_out)
+        for s in (*scored, *(self.sources if isinstance(self, GRPO) else ())):
+            if not s.rewards:
+                raise ConfigError(f"source {s.name!r} has no rewards; name one, for example {{'accuracy': 1.0}}")
         if sum(s.weight for s in self.sources) <= 0:
             raise ConfigError("every source has weight 0; give at least one a positive weight")
         if self.init == "random" and self.model is None:
