@@ -57,7 +57,7 @@ def next_questions(work: Workspace) -> list[Question]:
 
 def length_cap(stage: config.GRPO, step: int) -> int:
     """The longest answer at this step, in tokens (R1-Zero doubled it at step 8200)."""
-    return max([(0, stage.sampling.max_new_tokens), *((at, cap) for at, cap in stage.length_schedule if at <= step)])[1]
+    return [stage.sampling.max_new_tokens, *(cap for at, cap in stage.length_schedule if at <= step)][-1]
 
 
 def roll_out(work: Workspace, asked: list[Question]) -> Answers:
