@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from r1jax.config import ConfigError
 from r1jax.eval import answers as asking
 from r1jax.eval.estimators import pass_at_k
 from r1jax.stages.workspace import Workspace
@@ -38,6 +39,11 @@ def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[di
     sampling = stage.eval.sampling or stage.sampling
     asked = asking.questions(work.held_out, range(len(work.held_out)), work.template)
     asked = [q for q in asked if len(q.ids) <= stage.engine.max_prompt_tokens]
+    if not asked:
+        raise ConfigError(
+            f"all {len(work.held_out)} held-out prompts are longer than engine.max_prompt_tokens "
+            f"{stage.engine.max_prompt_tokens}; raise it"
+        )
     work.sampler.load(work.state.params)
     with work.phase("eval", len(asked) * (samples + greedy), "answers"):
 
