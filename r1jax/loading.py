@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
     run = rundir.last_stage(path)
     model = config.from_json(config.Model, json.loads((run / ABOUT / "model.json").read_text()), "model")
     text = config.from_json(config.Text, json.loads((run / ABOUT / "text.json").read_text()), "text")
+    text = dataclasses.replace(text, tokenizer="auto")  # the run's own copy: what it was made with may be gone
 
     def load(where):
         checkpoints = Checkpointer(run / "checkpoints", read_only=True)
