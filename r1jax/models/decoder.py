@@ -1,7 +1,7 @@
 """One decoder for every family: segments of equal layers, each stacked and scanned.
 
-``forward`` ends at hidden states: logits exist only in vocabulary chunks (``logprobs.py``) or for one token per row (``head``).
-Rollout and training call the same function.
+``forward`` ends at hidden states: logits exist only in vocabulary chunks (``logprobs.py``) or for one token per row (in the
+sampler). Rollout and training call the same function.
 """
 
 from __future__ import annotations
