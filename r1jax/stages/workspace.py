@@ -107,7 +107,8 @@ class Workspace:
         with self.phase("save"):
             meta = {"cursor": dataclasses.asdict(self.cursor), "data": self.mixture.fingerprint}
             self.checkpoints.save(self.step, self.state, meta, score)
-            self.ledger.save()
+            if jax.process_index() == 0:
+                self.ledger.save()
 
     def stop_if_terminated(self) -> None:
         """Saves and leaves if a SIGTERM arrived. Call it where the state is whole: between rounds."""
