@@ -13,7 +13,7 @@ def problem(row):
 
 
 def steps(row):
-    """The trace as ((terms, stated sum), ...), and the stated answer. The terms are two digits and what the last step carries."""
+    """The trace as ((terms, stated sum), ...), and the stated answer. Terms are two digits and what the last step carries."""
     trace, answer = re.fullmatch(r"<think>(.*)</think><answer>(\d+)</answer>", row["completion"]).groups()
     stated = [int(s) for s in trace.split(" ")]
     carried = [0, *(s // 10 for s in stated[:-1])]

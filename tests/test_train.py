@@ -324,8 +324,8 @@ def run(tmp_path_factory):
     with working(stage, tmp_path_factory.mktemp("train") / "run") as work:
         original = grpo_stage.end_of_round
 
-        def end_of_round(work):
-            original(work)
+        def end_of_round(work, began):
+            original(work, began)
             after.append(jax.tree.map(np.array, (work.state.params, work.state.reference)))
 
         with pytest.MonkeyPatch.context() as patch:

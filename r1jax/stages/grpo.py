@@ -28,6 +28,7 @@ def train(work: Workspace) -> None:
     """Runs to ``stage.steps``, from wherever the workspace was restored."""
     stage = work.stage
     while work.step < stage.steps:
+        began = work.step
         asked = next_questions(work)
         answers = roll_out(work, asked)
         advantages = group_advantages(answers.rewards, stage.group, std=stage.advantage_std)
@@ -42,7 +43,7 @@ def train(work: Workspace) -> None:
                 work.display.advance(1, int(metrics["tokens"]))
             log(work, answers, rows, metrics)
         work.cursor.round += 1
-        end_of_round(work)
+        end_of_round(work, began)
 
 
 def next_questions(work: Workspace) -> list[Question]:
@@ -167,13 +168,13 @@ def show(work: Workspace, answers: Answers, i: int) -> None:
     work.display.sample(prompt, answers.completions[i], {n: (s.value, s.why) for n, s in answers.scores[i].items()}, work.step)
 
 
-def end_of_round(work: Workspace) -> None:
+def end_of_round(work: Workspace, began: int) -> None:
     """Refreshes the reference, evaluates and saves, whenever the round crossed a multiple of their periods."""
     stage, step = work.stage, work.step
-    before, last = max(step - stage.minibatches, 0), step >= stage.steps
+    last = step >= stage.steps
 
     def due(period: int) -> bool:
-        return period > 0 and step // period > before // period
+        return period > 0 and step // period > began // period
 
     if work.trainer.keep_reference and due(stage.reference_every):
         work.state = work.trainer.refresh_reference(work.state)

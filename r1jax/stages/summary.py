@@ -38,9 +38,8 @@ def show_stage(console: Console, name: str, run: Path, rows: list[dict]) -> None
     for key in [k for k in final if k.startswith("eval/") and k in first]:
         table.add_row(key.removeprefix("eval/"), f"{first[key]:.3f}", f"{final[key]:.3f}")
     console.print(table)
-    curves = {
-        label: series(rows, key) for label, key in (("training accuracy", "reward/accuracy"), ("held-out pass@1", "eval/pass@1"))
-    }
+    keys = {"training accuracy": "reward/accuracy", "held-out pass@1": "eval/pass@1"}
+    curves = {label: series(rows, key) for label, key in keys.items()}
     curves = {label: points for label, points in curves.items() if len(points) > 1}
     if not curves:
         return

@@ -47,6 +47,10 @@ class Cursor:
     """Rows that were too long."""
 
 
+COMPILED = {"rollout": "sampler", "eval": "sampler", "update": "update"}
+"""Which programs a phase runs; the first to run them compiles them."""
+
+
 class Preempted(Exception):
     """A SIGTERM arrived; what was learned is saved."""
 
@@ -75,6 +79,8 @@ class Workspace:
     memory: memory.Memory
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
+    compiled: set[str] = field(default_factory=set)
+    """Programs that have run."""
     rollout_rate: float = 0.0
     """Sampled tokens per second of the last rollout."""
 
@@ -89,7 +95,13 @@ class Workspace:
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
-        """Names what runs, on the display, in the ledger and in the metrics ``time/NAME``."""
+        """Names what runs, on the display, in the ledger and in the metrics ``time/NAME``.
+
+        The first of each phase that runs compiled programs counts as ``compile``: that is most of what it does.
+        """
+        if (programs := COMPILED.get(name)) and programs not in self.compiled:
+            self.compiled.add(programs)
+            name = "compile"
         with self.display.phase(name, total, unit) as phase:
             yield phase
         self.seconds[name] = self.seconds.get(name, 0.0) + phase.seconds
@@ -140,14 +152,16 @@ def find_model(
 def find_text(
     stage: config.Stage, model: config.Model, opened: loading.Opened | None
 ) -> tuple[Tokenizer, Template, config.Text]:
-    """Tokenizer and template: the stage's, and where it says ``auto`` those the weights came with.
+    """Tokenizer and template: the stage's, and for each setting it leaves at its default that which the weights came with.
 
     Raises:
       ConfigError: the tokenizer has more entries than the model.
     """
     text = stage.text
-    if opened is not None and text == config.Text():
-        text = opened.text
+    if opened is not None:
+        kept = {f.name: getattr(opened.text, f.name) for f in dataclasses.fields(text)}
+        plain = config.Text()
+        text = dataclasses.replace(text, **{n: v for n, v in kept.items() if getattr(text, n) == getattr(plain, n)})
     if text.tokenizer == "auto":
         if opened is None:
             raise config.ConfigError("text.tokenizer is 'auto' but init is 'random'; name a tokenizer, for example 'bytes'")
