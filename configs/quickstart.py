@@ -64,7 +64,7 @@ class Quickstart(Pipeline):
         default_factory=lambda: GRPO(
             init="sft",
             sources=(source(),),
-            steps=40,
+            steps=50,
             questions=32,
             group=16,
             minibatches=1,
