@@ -404,7 +404,9 @@ def test_two_processes_save_restore_and_agree_on_damage(tmp_path):
         port = probe.getsockname()[1]
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     started = [script(TWO_PROCESSES, tmp_path, process, port, env=env) for process in range(2)]
-    told = [[line for line in output_of(p).splitlines() if "Gloo" not in line] for p in started]
+    # Gloo's threads write to the same stream, and tear each other's lines.
+    ours = ("exact", "could not save", "damaged checkpoint")
+    told = [[line for line in output_of(p).splitlines() if any(word in line for word in ours)] for p in started]
     assert [lines[0] for lines in told] == ["exact {'step': 3} [2, 3]"] * 2
     # Where one fails, both say so.
     assert all("could not save step 4" in lines[1] and lines[1].endswith("[2, 3]") for lines in told)
