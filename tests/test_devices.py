@@ -14,6 +14,8 @@ from r1jax import config
 from r1jax.stages import pipeline
 
 EVERY_DEVICE = config.Mesh()  # fsdp 8
+LONG = 600  # seconds; on an idle machine each takes less than 60
+pytestmark = pytest.mark.timeout(2 * LONG)
 
 
 def settings(mesh):
@@ -83,7 +85,7 @@ def test_two_processes_give_the_numbers_of_one_device(one_device, tmp_path):
         for i, log in enumerate(logs)
     ]
     try:
-        codes = [p.wait(timeout=240) for p in processes]
+        codes = [p.wait(timeout=LONG) for p in processes]
     finally:
         for p in processes:
             p.kill()
