@@ -47,10 +47,6 @@ class Cursor:
     """Rows that were too long."""
 
 
-COMPILED = {"rollout": "sampler", "eval": "sampler", "update": "update"}
-"""Which programs a phase runs; the first to run them compiles them."""
-
-
 class Preempted(Exception):
     """A SIGTERM arrived; what was learned is saved."""
 
@@ -79,8 +75,6 @@ class Workspace:
     memory: memory.Memory
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
-    compiled: set[str] = field(default_factory=set)
-    """Programs that have run."""
     rollout_rate: float = 0.0
     """Sampled tokens per second of the last rollout."""
 
@@ -95,13 +89,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
-        """Names what runs, on the display, in the ledger and in the metrics ``time/NAME``.
-
-        The first of each phase that runs compiled programs counts as ``compile``: that is most of what it does.
-        """
-        if (programs := COMPILED.get(name)) and programs not in self.compiled:
-            self.compiled.add(programs)
-            name = "compile"
+        """Names what runs, on the display, in the ledger and in the metrics ``time/NAME``."""
         with self.display.phase(name, total, unit) as phase:
             yield phase
         self.seconds[name] = self.seconds.get(name, 0.0) + phase.seconds
