@@ -17,6 +17,7 @@ from r1jax.data import tokenizer
 from r1jax.eval import loaded, score
 from r1jax.models import decoder
 from r1jax.rewards.accuracy import accuracy
+from r1jax.rewards.extract import final_answer
 
 # The layers themselves are tested elsewhere; these are the quickest to compile.
 MODEL = Model(
@@ -241,7 +242,7 @@ def test_figures_follow_from_the_written_answers(run, tmp_path, capsys):
     for row in found:
         value = accuracy(row["prompt"], row["completion"], row).value
         assert row["rewards"]["accuracy"]["value"] == row["reward"] == value and row["right"] == (value == 1)
-        groups[row["prompt"]].append((row["completion"].strip() or None, row["right"]))
+        groups[row["prompt"]].append((final_answer(row["completion"]), row["right"]))
     summary = json.loads((tmp_path / "out.summary.json").read_text())["tasks"][str(file)]
     right = [[r for _, r in group] for group in groups.values()]
     assert 0 < np.mean(right) < 1 and {len(set(r)) for r in right} == {1, 2}
