@@ -12,9 +12,12 @@ import sys
 import termios
 import time
 
+import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
+from r1jax.observe.compiling import watch
 from r1jax.observe.curve import curve_png, curve_text, running_mean
 from r1jax.observe.display import Display
 from r1jax.observe.phases import Phases
@@ -269,3 +272,35 @@ def test_texts():
     assert shorten("abc", 10, 5) == "abc"
     assert shorten("abcdefghijkl", 4, 5) == "ab\n[... 8 characters left out ...]\nkl"
     assert shorten("1\n2\n3\n4\n5\n6", 100, 2) == "1\n[... 8 characters left out ...]\n6"
+
+
+# -- Compilation
+
+
+def test_compiling_is_a_phase_of_its_own():
+    phases, heard = Phases(), []
+
+    def begin():
+        return phases.open("compile", None, "")
+
+    def body(x):
+        jax.debug.callback(lambda: heard.append(phases.current.name))
+        return x + 1
+
+    with watch(begin, lambda phase: heard.append((phase.name, phase.seconds > 0))), phases.open("rollout", None, ""):
+        f = jax.jit(body)
+        for _ in range(2):
+            jax.block_until_ready(f(np.float32(1)))
+            jax.effects_barrier()
+        assert phases.current.name == "rollout"
+    assert heard == [("compile", True), "rollout", "rollout"]
+    jax.jit(lambda x: x + 2)(np.float32(1))
+    assert len(heard) == 3
+
+
+def test_a_program_that_does_not_compile_is_told_with_its_phase():
+    phases = Phases()
+    with pytest.raises(RuntimeError), phases.open("rollout", None, ""):
+        phases.open("compile", None, "").__enter__()
+        raise RuntimeError
+    assert phases.stopped_in == "rollout, compile" and phases.current is None

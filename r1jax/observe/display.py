@@ -159,7 +159,7 @@ class Display:
 
     @property
     def where(self) -> str:
-        """The innermost phase that an exception left, or that runs; empty if there is none."""
+        """What an exception left (``rollout, compile``), or the innermost phase that runs; empty if there is none."""
         return self._phases.stopped_in or (self._phases.current.name if self._phases.current else "")
 
     def note(self, text: str) -> None:

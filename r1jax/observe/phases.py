@@ -59,7 +59,7 @@ class Phases:
         self.clock = clock
         self.lock = threading.RLock()
         self.stopped_in: str | None = None
-        """The innermost phase that an exception left."""
+        """What an exception left: the phase of the innermost block, then what ran within it, as in ``rollout, compile``."""
         self._open: list[Phase] = []
 
     @property
@@ -85,7 +85,7 @@ class Phases:
             if phase not in self._open:
                 return
             if failed and self.stopped_in is None:
-                self.stopped_in = self._open[-1].name
+                self.stopped_in = ", ".join(p.name for p in self._open[self._open.index(phase) :])
             while self._open[-1] is not phase:
                 self._open.pop().pause()
             self._open.pop().pause()

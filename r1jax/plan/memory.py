@@ -348,13 +348,18 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, model: config.Model) -> str:
-    """An out-of-memory error as one line: where, what was asked for, what there is, and what to change."""
+    """An out-of-memory error as one line: where, what was asked for, what there is, and what to change.
+
+    Args:
+      phase: of the display, and after a comma what ran within it: ``rollout, compile``.
+    """
+    doing = phase.partition(",")[0]
     asked = re.search(r"allocat\w*\D{0,20}([\d.]+) ?([KMGT]i?B|bytes)?", str(error))
     size = asked and (human(int(asked[1])) if asked[1].isdecimal() and asked[2] in (None, "bytes") else "".join(asked.groups()))
     wanted = f"; {size} could not be had" if size else ""
-    if phase == "load":
+    if doing == "load":
         change = "split the weights over more devices (mesh.fsdp), or end what else uses these"
-    elif phase in ("rollout", "eval", "preflight"):
+    elif doing in ("rollout", "eval", "preflight"):
         change = f"set engine.slots below {stage.engine.slots}"
     elif stage.micro_batch > 1:
         change = f"set micro_batch below {stage.micro_batch}" + ("" if model.remat else ", or remat true")

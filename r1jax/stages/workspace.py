@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -23,9 +24,11 @@ from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.observe import compiling
 from r1jax.observe.display import Display
 from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter
+from r1jax.observe.phases import Phase
 from r1jax.observe.samples import SamplesWriter
 from r1jax.plan import memory
 from r1jax.rewards import Pool
@@ -92,8 +95,12 @@ class Workspace:
         """Names what runs, on the display, in the ledger and in the metrics ``time/NAME``."""
         with self.display.phase(name, total, unit) as phase:
             yield phase
-        self.seconds[name] = self.seconds.get(name, 0.0) + phase.seconds
-        self.ledger.add(name, phase.seconds, phase.tokens)
+        self.account(phase)
+
+    def account(self, phase: Phase) -> None:
+        """Adds a phase that has ended to the ledger and to the metrics of the next ``write``."""
+        self.seconds[phase.name] = self.seconds.get(phase.name, 0.0) + phase.seconds
+        self.ledger.add(phase.name, phase.seconds, phase.tokens)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics, and one on the terminal."""
@@ -228,10 +235,12 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
             display.note(f"going on from step {latest} of {run.path}")
         ledger = Ledger(run.path, mesh.size)
         terminating = stack.enter_context(_sigterm())
-        yield Workspace(
+        work = Workspace(
             stage, run, model, mesh, found, template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
             display, ledger, state, cursor, rows, terminating, plan,
         )  # fmt: skip
+        stack.enter_context(compiling.watch(partial(display.phase, "compile"), work.account))
+        yield work
 
 
 @contextlib.contextmanager
