@@ -64,14 +64,12 @@ def test_no_training_problem_is_held_out_in_any_order():
         ("(55 - 19) + (36 - 7) + 0", False),  # a number that is not there
         ("55 + (36 - 7) / 1 - 19", False),
         ("55 - 19 + 36", False),  # one is missing
-        ("55 + 55 - 19 - 19 - 7", False),  # one is used twice
+        ("55 + 36 - 7 - 19 + 7 - 7", False),  # one is used again
         ("55 + 36 - 7 + 19", False),  # another value
         ("55 - 19 + 36 - 7 = 65", False),
         ("65", False),
         ("the answer is 55 - 19 + 36 - 7", False),
         ("5519 + 367", False),  # digits, glued together
-        ("36 ** 7 - 55 // 19", False),
-        ("55(19) + 36 - 7", False),
         ("(55 - 19) + (36 - 7", False),
         ("55 / (36 - 36) + 19 - 7", False),
         ("", False),
@@ -96,7 +94,7 @@ def test_a_hostile_expression_is_refused_or_has_a_value_at_once(text):
     assert solved("", f"<answer>{text}</answer>", ROW).value == 0
 
 
-@pytest.mark.parametrize("text", ["__import__('os')", "1e9", "0x10", "1_0", "012", "1,2", "()", "1 if 2 else 3", "9" * 300])
+@pytest.mark.parametrize("text", ["__import__('os')", "1e9", "0x10", "1_0", "012", "1,2", "()", "2 ** 3", "7 // 2", "2(3)", "~1", "9" * 201])
 def test_only_arithmetic_is_parsed(text):
     with pytest.raises(ValueError):
         evaluate(text)
