@@ -56,15 +56,18 @@ class Template:
     messages, a blank line between them), ``prefix`` (what the tokenizer puts before a plain text), ``bos_token``,
     ``eos_token`` and the like, ``add_generation_prompt`` (true), and ``text.template_options``. They run in Jinja's sandbox.
 
+    Attributes:
+      source: the Jinja text.
+
     Raises:
       ConfigError: an unknown name, ``chat`` without a chat template, or faulty Jinja.
     """
 
     def __init__(self, text: Text, tokenizer: Tokenizer):
         self._text, self._tokenizer = text, tokenizer
-        self._name, source = _source(text.template, tokenizer)
+        self._name, self.source = _source(text.template, tokenizer)
         try:
-            self._jinja = _environment().from_string(source)
+            self._jinja = _environment().from_string(self.source)
         except jinja2.TemplateError as e:
             raise ConfigError(f"template {self._name}: {e}") from e
 
