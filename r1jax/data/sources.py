@@ -140,7 +140,15 @@ def _problem(row: Any) -> str | None:
     for key in ("prompt", "answer"):
         if key not in row and not (key == "answer" and "completion" in row):
             return f"no {key!r} (it has {', '.join(map(repr, row)) or 'no fields'})"
-    prompt = row["prompt"]
+    if problem := prompt_problem(row["prompt"]):
+        return problem
+    if not isinstance(row.get("completion", ""), str):
+        return f"'completion' is {type(row['completion']).__name__}; it must be a string"
+    return None
+
+
+def prompt_problem(prompt: Any) -> str | None:
+    """What is wrong with a row's prompt, None if nothing is."""
     if isinstance(prompt, list):
         if not prompt:
             return "'prompt' is an empty list of messages"
@@ -149,8 +157,6 @@ def _problem(row: Any) -> str | None:
                 return f"'prompt' holds {message!r:.80}, not a message {{'role': str, 'content': str}}"
     elif not isinstance(prompt, str):
         return f"'prompt' is {type(prompt).__name__}; it must be a string or a list of messages"
-    if not isinstance(row.get("completion", ""), str):
-        return f"'completion' is {type(row['completion']).__name__}; it must be a string"
     return None
 
 
