@@ -23,6 +23,7 @@ from r1jax.config.stages import Pipeline as Pipeline
 from r1jax.config.stages import Stage as Stage
 from r1jax.config.train import Checkpoint as Checkpoint
 from r1jax.config.train import Eval as Eval
+from r1jax.config.train import Export as Export
 from r1jax.config.train import Log as Log
 from r1jax.config.train import Optimizer as Optimizer
 from r1jax.config.train import Workers as Workers

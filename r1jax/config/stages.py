@@ -11,7 +11,7 @@ from r1jax.config.data import Source, Text
 from r1jax.config.mesh import Mesh
 from r1jax.config.model import DType, Model
 from r1jax.config.rollout import Engine, Sampling
-from r1jax.config.train import Checkpoint, Eval, Log, Optimizer, Workers
+from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Stage:
     """What SFT and GRPO have in common."""
 
     model: Model | None = None
-    """The architecture for ``init='random'``; None takes it from the initial weights."""
+    """The architecture for ``init='random'``; other initial weights bring theirs, which this, unless None, must be."""
     init: str = "random"
     """``random``, or any model name: a run, ``RUN@STEP``, a GGUF file; inside a pipeline also an earlier stage's name."""
     text: Text = field(default_factory=Text)
@@ -50,6 +50,7 @@ class Stage:
     eval: Eval = field(default_factory=Eval)
     log: Log = field(default_factory=Log)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    export: Export = field(default_factory=Export)
     workers: Workers = field(default_factory=Workers)
 
     def __post_init__(self):
@@ -76,10 +77,8 @@ class Stage:
             raise ConfigError("every source has weight 0; give at least one a positive weight")
         if self.init == "random" and self.model is None:
             raise ConfigError("init is 'random' but model is None; set model, or name the weights to start from in init")
-        if self.init != "random" and self.model is not None:
-            raise ConfigError(
-                f"model is set but init is {self.init!r}, which brings its own architecture; leave one of them out"
-            )
+        if min(self.bias_rate, self.balance_weight, self.mtp_weight) < 0:
+            raise ConfigError("bias_rate, balance_weight and mtp_weight must be >= 0")
         if self.micro_batch < 1 or self.sequence_length < 2:
             raise ConfigError("micro_batch must be at least 1 and sequence_length at least 2")
 
@@ -144,12 +143,15 @@ class GRPO(Stage):
             raise ConfigError(f"group is {self.group}; an advantage compares at least 2 answers to one question")
         if self.questions < 1 or self.minibatches < 1:
             raise ConfigError("questions and minibatches must be at least 1")
-        if self.clip_low < 0 or self.clip_high < 0 or self.kl_beta < 0:
-            raise ConfigError("clip_low, clip_high and kl_beta must be >= 0")
+        if min(self.clip_low, self.clip_high, self.kl_beta, self.importance_cap, self.reference_every) < 0:
+            raise ConfigError("clip_low, clip_high, kl_beta, importance_cap and reference_every must be >= 0")
         if self.sampling.temperature <= 0:
             raise ConfigError("sampling.temperature is 0: every answer of a group would be the same; use 1")
-        if any(len(pair) != 2 for pair in self.length_schedule) or list(self.length_schedule) != sorted(self.length_schedule):
+        rising = list(self.length_schedule) == sorted(self.length_schedule)
+        if not rising or any(len(pair) != 2 or min(pair) < 0 or pair[1] < 1 for pair in self.length_schedule):
             raise ConfigError(f"length_schedule is {self.length_schedule}; give (step, cap) pairs in rising order of step")
+        if (buckets := self.engine.buckets) and buckets[-1] < (longest := self.engine.max_prompt_tokens + self.max_cap):
+            raise ConfigError(f"engine.buckets ends at {buckets[-1]}, but prompt and answer may have {longest} tokens; add {longest}")
         if (need := self.engine.max_prompt_tokens + self.max_cap) > self.sequence_length:
             raise ConfigError(
                 f"a prompt of {self.engine.max_prompt_tokens} tokens (engine.max_prompt_tokens) and an answer of "
@@ -180,5 +182,5 @@ class Pipeline:
         return stages
 
 
-SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "workers", "preflight")
+SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "export", "workers", "preflight")
 """Fields of a stage that a resumed run may change; any other makes it another experiment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source
@@ -34,6 +35,10 @@ class Optimizer:
     def __post_init__(self):
         if self.lr < 0 or self.weight_decay < 0 or self.clip_norm < 0 or self.warmup_steps < 0:
             raise ConfigError("optimizer.lr, weight_decay, clip_norm and warmup_steps must be >= 0")
+        if self.lr_end is not None and self.lr_end < 0:
+            raise ConfigError(f"optimizer.lr_end is {self.lr_end}; it must be >= 0, or None for a constant rate")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps > 0):
+            raise ConfigError("optimizer.b1 and b2 must be in [0, 1) and eps above 0")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,10 @@ class Log:
     wandb: str | None = None
     """Project name; needs the extra ``wandb``."""
 
+    def __post_init__(self):
+        if self.sample_every < 0 or self.samples_per_step < -1:
+            raise ConfigError("log.sample_every must be >= 0 and log.samples_per_step >= -1")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -88,6 +97,23 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Export:
+    """The policy as Hugging Face directories, RUN/exports/STEP, which other engines load while the run goes on. Safe to change
+    on resume."""
+
+    every: int = 0
+    """Steps between them; the last step has one too. 0 writes none."""
+    keep: int = 2
+    """Newest ones kept."""
+    dtype: Literal["bfloat16", "float32", "fp8"] | None = None
+    """None is what the weights have; ``fp8`` as in ``r1jax export``."""
+
+    def __post_init__(self):
+        if self.every < 0 or self.keep < 1:
+            raise ConfigError("export.every must be >= 0 and export.keep at least 1")
+
+
+@dataclass(frozen=True)
 class Workers:
     """The processes that score answers. Safe to change on resume."""
 
@@ -97,3 +123,9 @@ class Workers:
     memory_gib: float = 2.0
     max_error_share: float = 0.2
     """The run stops when more than this share of a round's scores failed."""
+
+    def __post_init__(self):
+        if self.count < 1 or self.timeout <= 0 or self.memory_gib <= 0:
+            raise ConfigError("workers.count must be at least 1, workers.timeout and memory_gib above 0")
+        if not 0 <= self.max_error_share <= 1:
+            raise ConfigError(f"workers.max_error_share is {self.max_error_share}; it is a share, from 0 to 1")

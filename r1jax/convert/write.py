@@ -17,13 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from r1jax.config import ConfigError
+from r1jax.convert.tensors import DTYPES, INDEX, SINGLE
 
-DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn)}
-INDEX = "model.safetensors.index.json"
 _CHUNK = 16 << 20  # bytes converted and written at once
 
 
@@ -31,7 +29,7 @@ _CHUNK = 16 << 20  # bytes converted and written at once
 class Tensor:
     name: str
     dtype: str
-    """A key of ``DTYPES``."""
+    """As in the file: ``F32``, ``BF16``, ``F8_E4M3``."""
     shape: tuple[int, ...]
 
     @property
@@ -74,7 +72,7 @@ def write_shards(
     """
     shards = _shards(pieces, max_shard_bytes)
     count = len(shards)
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else ["model.safetensors"]
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [SINGLE]
     stop = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
         try:
