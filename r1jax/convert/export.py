@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from r1jax import config
 from r1jax.config import ConfigError
 from r1jax.convert import fp8, hf_config, names
+from r1jax.convert.hf import scales_of
 from r1jax.convert.tensors import Tensors
 from r1jax.convert.write import Piece, Tensor, new_directory, write_json, write_shards
 from r1jax.data.template import Template
@@ -81,10 +82,10 @@ def plan(model: config.Model, dtype: DType | None = None, origin: Mapping[str, A
     tensors = []
     for entry in names.entries(model, family):
         quantised = dtype == "fp8" and QUANTISED.search(entry.name)
-        stored = "F8_E4M3" if quantised else STORED[_leaf(specs, entry.parts[0]).dtype]
+        stored = fp8.NAME if quantised else STORED[_leaf(specs, entry.parts[0]).dtype]
         mine = [Tensor(entry.name, stored, entry.shape)]
         if quantised:
-            mine.append(Tensor(f"{entry.name}_scale_inv", "F32", fp8.scale_shape(entry.shape, BLOCK)))
+            mine.append(Tensor(scales_of(entry.name), "F32", fp8.scale_shape(entry.shape, BLOCK)))
         tensors.append((entry, tuple(mine)))
     if dtype == "fp8":
         described["quantization_config"] = _quantization(model, family)

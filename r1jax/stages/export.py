@@ -1,0 +1,81 @@
+"""``r1jax export``, and the exports of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from r1jax import config, loading, rundir, sharding
+from r1jax.config import ConfigError, commands
+from r1jax.convert import export as hugging_face
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.models import decoder
+
+
+def export(command: commands.Export) -> int:
+    """Writes the model to ``command.out``. Returns the exit code.
+
+    Raises:
+      ConfigError: the format cannot say the model, it is not like ``command.like``, or it cannot be written.
+    """
+    opened = loading.open_model(command.model)
+    planned = hugging_face.plan(opened.model, command.dtype, opened.origin)
+    if command.like is not None:
+        refuse_differences(planned, command.like)
+    tokenizer = opened.tokenizer
+    if opened.text != config.Text() or rundir.is_run(rundir.parse_run_name(command.model)[0]):
+        tokenizer = with_template(opened.text, tokenizer)
+    # What is quantised is made from all the digits that there are.
+    held = opened.model.param_dtype if command.dtype == "fp8" else planned.model.param_dtype
+    model = dataclasses.replace(opened.model, param_dtype=held)
+    began = time.monotonic()
+    mesh = sharding.make_mesh(command.mesh)
+    params = opened.load(model, sharding.param_shardings(decoder.specs(model), mesh, sharding.TRAIN))
+    columns = ("export", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=planned.bytes)
+        hugging_face.export(planned, params, command.out, tokenizer, progress=lambda done: bar.advance(task, done))
+    if jax.process_index() == 0:
+        print(f"{command.out}: {planned.bytes / 1e9:.3g} GB in {time.monotonic() - began:.1f} s")
+    return 0
+
+
+def export_step(planned: hugging_face.Plan, params: Any, folder: Path, step: int, tokenizer: Tokenizer, keep: int) -> None:
+    """Writes ``folder/STEP`` and removes all but the ``keep`` newest, and those that an attempt left that went further.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    main = jax.process_index() == 0
+    if main:
+        shutil.rmtree(folder / str(step), ignore_errors=True)
+    hugging_face.export(planned, params, folder / str(step), tokenizer)
+    if main:
+        made = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        kept = [other for other in made if other <= step][-keep:]
+        for other in set(made) - set(kept):
+            shutil.rmtree(folder / str(other), ignore_errors=True)
+
+
+def with_template(text: config.Text, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the template that the policy was trained with, for engines to use."""
+    return dataclasses.replace(tokenizer, chat_template=hugging_face.chat_template(text, tokenizer))
+
+
+def refuse_differences(planned: hugging_face.Plan, like: Path) -> None:
+    """Prints every difference to a directory.
+
+    Raises:
+      ConfigError: there is one.
+    """
+    if found := hugging_face.differences(planned, like):
+        print("\n".join(found))
+        raise ConfigError(f"{len(found)} tensors are not like those of {like}; nothing was written")
