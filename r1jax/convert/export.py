@@ -140,8 +140,19 @@ def export(
             tokenizer.save(part)
             write_json(part / "config.json", _with_tokens(planned.config, tokenizer))
 
+    write_once(write, pieces, out)
+
+
+def gather(params: Any, entry: names.Entry) -> list[np.ndarray]:
+    """An entry's parts on this host. With several processes all of them must call this, in the same order."""
+    return [_fetch(_leaf(params, part), part.index) for part in entry.parts]
+
+
+def write_once(write: Callable[[list[Piece], int], None], pieces: list[Piece], out: Path) -> None:
+    """Calls ``write`` with the pieces and a number of threads, on the first process only: the others make their share of each
+    piece. A ConfigError is raised on all."""
     if jax.process_count() == 1:
-        write(pieces, threads=4)
+        write(pieces, 4)
     else:
         _write_together(write, pieces, out)
 
@@ -167,7 +178,7 @@ def chat_template(text: config.Text, tokenizer: Tokenizer) -> str | None:
 def _make(planned: Plan, params: Any, entry: names.Entry, lock: threading.Lock) -> tuple[np.ndarray, ...]:
     """The values of an entry's tensors, in a dtype that is converted when they are written."""
     with lock:  # programs on several devices must start on each in the same order
-        parts = [_fetch(_leaf(params, part), part.index) for part in entry.parts]
+        parts = gather(params, entry)
     if planned.half_split:
         parts = [_neighbouring(x, part, planned.model) for x, part in zip(parts, entry.parts, strict=True)]
     whole = entry.join(parts)
@@ -182,7 +193,7 @@ def _leaf(tree: Any, part: names.Part) -> Any:
 
 
 def _fetch(x: jax.Array, index: tuple[int, ...]) -> np.ndarray:
-    """x[index] on this host. With several processes all of them must call this, in the same order."""
+    """x[index] on this host."""
     where = x.sharding
     spec = (*where.spec, *[None] * x.ndim) if isinstance(where, NamedSharding) else (None,) * x.ndim
     everywhere = None if where.is_fully_addressable else NamedSharding(where.mesh, PartitionSpec())
