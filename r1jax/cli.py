@@ -49,6 +49,14 @@ def generate(args: Sequence[str]) -> int:
     return generate(command)
 
 
+def chat(args: Sequence[str]) -> int:
+    command = parse(commands.Chat, args, "r1jax chat")
+    start_distributed()
+    from r1jax.eval.chat import chat
+
+    return chat(command)
+
+
 def score(args: Sequence[str]) -> int:
     command = parse(commands.Score, args, "r1jax score")
     start_distributed()
@@ -63,6 +71,14 @@ def evaluate(args: Sequence[str]) -> int:
     from r1jax.eval.evaluate import evaluate
 
     return evaluate(command)
+
+
+def export(args: Sequence[str]) -> int:
+    command = parse(commands.Export, args, "r1jax export")
+    start_distributed()
+    from r1jax.stages.export import export
+
+    return export(command)
 
 
 def samples(args: Sequence[str]) -> int:
@@ -89,8 +105,10 @@ def doctor(args: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[type, Callable[[Sequence[str]], int]]] = {
     "train": (commands.Train, train),
     "generate": (commands.Generate, generate),
+    "chat": (commands.Chat, chat),
     "score": (commands.Score, score),
     "eval": (commands.Evaluate, evaluate),
+    "export": (commands.Export, export),
     "samples": (commands.Samples, samples),
     "configs": (commands.Configs, configs),
     "doctor": (commands.Doctor, doctor),

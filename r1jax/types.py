@@ -10,6 +10,8 @@ Array = jax.Array | np.ndarray
 
 FINISH = ("length", "stop", "stop_string")
 """Meaning of ``Trajectories.finish``: reached the cap; sampled an end token; wrote a stop string."""
+GOING = -1
+"""``Trajectories.finish`` of an answer that has not ended, which only ``Sampler.stream`` shows."""
 
 
 @struct.dataclass

@@ -32,7 +32,7 @@ ROOMS = {
     "checkpoint": (*FLOOR_1, "train.state"),
     "convert": (*FLOOR_1, "data", "models"),
     "plan": tuple(room for room in FLOOR_4 if room not in ("data", "rewards")),
-    "eval": (*FLOOR_4, "loading"),
+    "eval": (*FLOOR_4, "loading", "bench.peers"),  # score compares with them
     "bench": (*FLOOR_4, "loading"),
     "observe": FLOOR_0,
     "rundir": FLOOR_0,
@@ -165,6 +165,10 @@ def test_configs_import_the_config_room_only():
         ("stages/sft.py", "from r1jax.stages.grpo import train", True),
         ("stages/sft.py", "from r1jax.stages.common import Loop", False),
         ("eval/tasks.py", "from r1jax.stages import grpo", True),
+        ("eval/tasks.py", "from r1jax.bench import peers", False),
+        ("eval/tasks.py", "from r1jax.bench import speed", True),
+        ("eval/tasks.py", "def f():\n    import transformers", True),
+        ("bench/peers.py", "def f():\n    import transformers", False),
         ("rewards/worker.py", "import jax", True),
         ("cli.py", "import jax.numpy as jnp", True),
         ("cli.py", "def f():\n    import jax\n    jax.distributed.initialize()", False),
@@ -176,7 +180,7 @@ def test_configs_import_the_config_room_only():
 def test_the_checker_sees(tmp_path, file, line, wrong):
     package = tmp_path / "r1jax"
     existing = ("models/decoder", "nn/mlp", "rollout/engine", "stages/grpo", "stages/common", "train/state", "train/update")
-    for name in (*existing, "data/packing", "config/__init__"):
+    for name in (*existing, "bench/peers", "data/packing", "config/__init__"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).with_suffix(".py").touch()
     (package / file).parent.mkdir(exist_ok=True)

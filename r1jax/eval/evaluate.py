@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from r1jax import config, loading
+from r1jax import config
 from r1jax.config import ConfigError, commands
 from r1jax.data import sources
 from r1jax.eval import answers as asking
 from r1jax.eval import files
 from r1jax.eval.estimators import cons_at_k, interval, pass_at_k
-from r1jax.eval.loaded import find_template, load_sampler
+from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_model
 from r1jax.rewards import Pool
 from r1jax.rewards.extract import final_answer
 
@@ -41,13 +41,14 @@ def evaluate(args: commands.Evaluate) -> int:
     rows = [sources.load(source) for source in tasks]
     if args.out is not None:
         files.check_output(args.out)
-    opened = loading.open_model(args.model)
+    opened = open_model(args)
     template = find_template(opened, args.template)
     asked = [asking.questions(problems, range(len(problems)), template) for problems in rows]
     found, results = [], {}
     with Pool(config.Workers()) as pool, _progress() as progress:
         pool.check([name for source in tasks for name in source.rewards])
-        sampler = load_sampler(opened, [q for part in asked for q in part], args.samples, args.mesh, args.seed)
+        engine = engine_for([q for part in asked for q in part], args.samples)
+        sampler = load_sampler(opened, engine, args.mesh, args.seed)
         for source, part in zip(tasks, asked, strict=True):
             bar = progress.add_task(source.name, total=len(part) * args.samples)
             clock = Clock()

@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from r1jax import loading
+from r1jax import config
 from r1jax.config import ConfigError, commands
+from r1jax.data import sources
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
 from r1jax.eval import files
-from r1jax.eval.loaded import find_template, load_sampler, speed
+from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_model, speed
+from r1jax.rollout import Sampler
 from r1jax.types import FINISH, Trajectories
+
+CHUNK = 8  # tokens between two looks at an answer that is shown as it comes
 
 
 def generate(args: commands.Generate) -> int:
-    """Prints the answers, or writes them to ``args.out``. Standard output holds the answers alone; what else there is to say,
-    and where several answers are printed the prompts, goes to standard error.
+    """Prints the answers, or writes them to ``args.out``. A single answer is printed as it comes. Standard output holds the
+    answers alone; what else there is to say, and where several answers are printed the prompts, goes to standard error.
 
     An answer depends on seed, prompt, its place in the file and its number, never on the other prompts.
 
@@ -30,22 +35,53 @@ def generate(args: commands.Generate) -> int:
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
     if args.out is not None:
         files.check_output(args.out)
-    opened = loading.open_model(args.model)
+    opened = open_model(args)
     rows = [{"prompt": prompt} for prompt in prompts]
     asked = asking.questions(rows, range(len(rows)), find_template(opened, args.template))
-    sampler = load_sampler(opened, asked, args.samples, args.mesh, args.seed)
-    together = max(1, sampler.slots // args.samples)
-    tokens, started = 0, time.perf_counter()
-    with _output(args, several=len(asked) * args.samples > 1) as show:
+    sampler = load_sampler(opened, engine_for(asked, args.samples), args.mesh, args.seed)
+    started = time.perf_counter()
+    if args.out is None and len(asked) * args.samples == 1:
+        tokens = print_one(asked[0], sampler, opened.tokenizer, args.sampling)
+    else:
+        tokens = answer_all(asked, sampler, opened.tokenizer, args)
+    say(speed(tokens, time.perf_counter() - started))
+    return 0
+
+
+def print_one(question: asking.Question, sampler: Sampler, tokenizer: Tokenizer, sampling: config.Sampling) -> int:
+    """Prints one answer as it comes; returns its tokens."""
+    for t, piece in stream(question, sampler, tokenizer, sampling):
+        write(piece)
+        tokens = int(t.length[0] - t.prompt_length[0])
+    write("\n")
+    return tokens
+
+
+def stream(
+    question: asking.Question, sampler: Sampler, tokenizer: Tokenizer, sampling: config.Sampling, round: int = 0
+) -> Iterator[tuple[Trajectories, str]]:
+    """The answer so far and what of its text is new, its prefill first. A character comes when all its bytes are there."""
+    shown = ""
+    for t in sampler.stream(question.ids, sampling, chunk=CHUNK, round=round, id=question.name):
+        (text,) = asking.texts([question], t, tokenizer)
+        if t.finish[0] < 0:
+            text = text.rstrip("\ufffd")
+        yield t, text[len(shown) :]
+        shown = text
+
+
+def answer_all(asked: list[asking.Question], sampler: Sampler, tokenizer: Tokenizer, args: commands.Generate) -> int:
+    """Prints or writes the answers, a pass over the slots at a time; returns their tokens."""
+    together, tokens = max(1, sampler.slots // args.samples), 0
+    with _output(args) as show:
         for first in range(0, len(asked), together):
             part = asked[first : first + together]
             t = sampler.generate([q.ids for q in part], args.sampling, samples=args.samples, ids=[q.name for q in part])
             each = [q for q in part for _ in range(args.samples)]
-            for i, text in enumerate(asking.texts(each, t, opened.tokenizer)):
+            for i, text in enumerate(asking.texts(each, t, tokenizer)):
                 show(described(each[i], t, i, text))
             tokens += int((t.length - t.prompt_length).sum())
-    _say(speed(tokens, time.perf_counter() - started))
-    return 0
+    return tokens
 
 
 def described(question: asking.Question, t: Trajectories, i: int, text: str) -> dict:
@@ -69,42 +105,41 @@ def read_prompts(path: Path) -> list[str | list[dict]]:
     Raises:
       ConfigError: the file cannot be read, or a row has no prompt; names file and line.
     """
-    prompts = []
-    for where, row in files.read_jsonl(path):
-        prompt = row.get("prompt")
-        messages = prompt if isinstance(prompt, list) else []
-        if not (isinstance(prompt, str) or messages and all(map(_is_message, messages))):
-            raise ConfigError(f"{where}: 'prompt' must be a string or a list of messages {{'role': str, 'content': str}}")
-        prompts.append(prompt)
-    return prompts
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    found = files.read_jsonl(path)
+    for where, row in found:
+        if problem := sources.prompt_problem(row.get("prompt")):
+            raise ConfigError(f"{where}: {problem}")
+    return [row["prompt"] for _, row in found]
 
 
 @contextlib.contextmanager
-def _output(args: commands.Generate, several: bool):
-    """What takes each answer: the file, or the terminal."""
+def _output(args: commands.Generate) -> Iterator[Callable[[dict], None]]:
+    """What takes each of several answers: the file, or the terminal."""
     if jax.process_index() > 0:
         yield lambda row: None
     elif args.out is None:
-        yield _printer(several, args.samples)
+        yield _printer(args.samples)
     else:
         with files.open_jsonl(args.out) as file:
             yield lambda row: files.write_row(file, row)
 
 
-def _printer(several: bool, samples: int) -> Callable[[dict], None]:
+def _printer(samples: int) -> Callable[[dict], None]:
     def show(row: dict) -> None:
-        if several:
-            prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-            _say(f"--- {prompt}" + (f" ({row['sample'] + 1} of {samples})" if samples > 1 else ""))
-        print(row["text"], flush=True)
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        say(f"--- {prompt}" + (f" ({row['sample'] + 1} of {samples})" if samples > 1 else ""))
+        write(row["text"] + "\n")
 
     return show
 
 
-def _say(line: str) -> None:
+def write(text: str) -> None:
+    """To standard output, by one process."""
+    if jax.process_index() == 0:
+        print(text, end="", flush=True)
+
+
+def say(line: str) -> None:
+    """To standard error, by one process."""
     if jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)

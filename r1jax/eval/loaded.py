@@ -1,11 +1,12 @@
-"""A model that answers: its weights in a sampler sized for the questions, its template as asked."""
+"""A model that answers: opened as asked, its weights in a sampler, its template."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 
-from r1jax import config, sharding
+from r1jax import config, loading, sharding
+from r1jax.config import commands
 from r1jax.data.template import Template
 from r1jax.eval.answers import Question
 from r1jax.loading import Opened
@@ -15,23 +16,41 @@ SLOTS = 64  # rows decoded together at most
 ROUND_TO = 8  # prompt lengths
 
 
-def find_template(opened: Opened, name: str) -> Template:
-    """The template called ``name``; ``auto`` is the one the model was trained with."""
-    text = opened.text if name == "auto" else dataclasses.replace(opened.text, template=name)
+def open_model(args: commands.Computing) -> Opened:
+    """``args.model`` with its matrix products as asked.
+
+    Raises:
+      ConfigError: there is no such model.
+    """
+    opened = loading.open_model(args.model)
+    if args.matmul_dtype is None:
+        return opened
+    return dataclasses.replace(opened, model=dataclasses.replace(opened.model, matmul_dtype=args.matmul_dtype))
+
+
+def find_template(opened: Opened, name: str, system: str | None = None) -> Template:
+    """The template called ``name``; ``auto`` is the one the model was trained with, as is its system message where ``system``
+    is None."""
+    chosen = {"template": None if name == "auto" else name, "system": system}
+    text = dataclasses.replace(opened.text, **{key: value for key, value in chosen.items() if value is not None})
     return Template(text, opened.tokenizer)
 
 
-def load_sampler(opened: Opened, asked: Sequence[Question], samples: int, mesh: config.Mesh, seed: int) -> Sampler:
-    """A sampler with the model's weights and room for ``samples`` answers to each question."""
-    engine = config.Engine(
+def engine_for(asked: Sequence[Question], samples: int) -> config.Engine:
+    """Room for ``samples`` answers to each question."""
+    return config.Engine(
         slots=min(SLOTS, len(asked) * samples),
         max_prompt_tokens=-(-max(len(q.ids) for q in asked) // ROUND_TO) * ROUND_TO or ROUND_TO,
     )
+
+
+def load_sampler(opened: Opened, engine: config.Engine, mesh: config.Mesh, seed: int) -> Sampler:
+    """A sampler with the model's weights."""
     tokenizer = opened.tokenizer
     sampler = Sampler(
         opened.model, engine, sharding.make_mesh(mesh), end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=seed
     )
-    sampler.load(opened.load(sampler.shardings))
+    sampler.load(opened.load(opened.model, sampler.shardings))
     return sampler
 
 

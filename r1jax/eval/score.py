@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import config, loading, sharding
+from r1jax.bench import peers
 from r1jax.config import ConfigError, commands
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import files
+from r1jax.eval.loaded import open_model
 from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
 
@@ -23,32 +25,55 @@ ROUND_TO = 64  # row lengths
 
 
 def score(args: commands.Score) -> int:
-    """Writes ``logprobs``, ``lengths``, and for texts ``tokens`` (see ``commands.Score``) to ``args.out``.
+    """Writes ``logprobs``, ``lengths``, and for texts ``tokens`` (see ``commands.Score``) to ``args.out``, and prints how far
+    they are from those of ``args.against``.
 
     Raises:
       ConfigError: the user's mistakes.
     """
-    files.check_output(args.out)
+    if args.out is not None:
+        files.check_output(args.out)
     if args.tokens.suffix == ".npy":
         rows, width = read_tokens(args.tokens)
-        opened = loading.open_model(args.model)
+        opened = open_model(args)
     else:
         texts = read_texts(args.tokens)
-        opened = loading.open_model(args.model)
+        opened = open_model(args)
         rows = [encode(opened.tokenizer, text) for text in texts]
         width = max(map(len, rows))
     check_range(rows, opened.model.vocab_size, args.tokens)
 
-    found = {
-        "logprobs": pad(logprobs(opened, rows, args.mesh, args.temperature), max(width - 1, 0), 0),
-        "lengths": np.array([len(row) for row in rows], np.int32),
-    }
-    if args.tokens.suffix != ".npy":
-        found["tokens"] = pad(rows, width, PADDING)
-    if jax.process_index() == 0:
+    main = jax.process_index() == 0
+    # theirs first: what they refuse is told before our weights are loaded
+    theirs = peers.hf_logprobs(args.model, rows, args.temperature) if main and args.against == "hf" else None
+    ours = logprobs(opened, rows, args.mesh, args.temperature)
+    if main and args.out is not None:
+        found = {"logprobs": pad(ours, max(width - 1, 0), 0), "lengths": np.array([len(row) for row in rows], np.int32)}
+        if args.tokens.suffix != ".npy":
+            found["tokens"] = pad(rows, width, PADDING)
         with files.replacing(args.out) as part, open(part, "wb") as file:
             np.savez(file, **found)
+    if theirs is not None:
+        print(difference(ours, theirs))
     return 0
+
+
+def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> str:
+    """A line about two sets of log-probs, float32[n] per row.
+
+    Raises:
+      ConfigError: they are empty.
+    """
+    gaps = [np.abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    count = sum(map(len, gaps))
+    if not count:
+        raise ConfigError("no row has two tokens, so there is nothing to compare")
+    row = int(np.argmax([gap.max(initial=-1) for gap in gaps]))
+    at, mean = int(gaps[row].argmax()), sum(gap.sum(dtype=float) for gap in gaps) / count
+    return (
+        f"{count:,} log-probs against transformers: largest difference {gaps[row][at]:.2e} at row {row}, position {at} "
+        f"(ours {ours[row][at]:.6f}, theirs {theirs[row][at]:.6f}), mean {mean:.2e}"
+    )
 
 
 def logprobs(opened: loading.Opened, rows: Sequence[np.ndarray], mesh: config.Mesh, temperature: float) -> list[np.ndarray]:
@@ -62,7 +87,7 @@ def logprobs(opened: loading.Opened, rows: Sequence[np.ndarray], mesh: config.Me
     """
     model, devices = opened.model, sharding.make_mesh(mesh)
     table = sharding.rules("train", model.attention.kind)
-    params = opened.load(sharding.param_shardings(decoder.specs(model), devices, table))
+    params = opened.load(model, sharding.param_shardings(decoder.specs(model), devices, table))
     forward = jax.jit(partial(_forward, model=model))
     out = [np.zeros(max(len(row) - 1, 0), np.float32) for row in rows]
     with sharding.using(devices, table):

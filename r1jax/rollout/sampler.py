@@ -1,11 +1,12 @@
 """The rollout engine: a question is prefilled once, its answers are decoded together, inside one compiled loop.
 
-A stage knows ``load`` and ``generate`` and no more, so another engine can stand here.
+A stage knows ``load`` and ``generate`` and no more, and who shows an answer as it comes ``stream``, so another engine can stand
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -18,10 +19,9 @@ from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.nn.matmul import project
 from r1jax.rollout.sampling import row_keys, sample_tokens
-from r1jax.types import Trajectories
+from r1jax.types import GOING, Trajectories
 
 ROUND_TO = 8  # prompt lengths are padded to a multiple of this
-GOING = -1  # Decoding.finish of a row that has not ended
 
 
 @struct.dataclass
@@ -96,6 +96,36 @@ class Sampler:
           ValueError: no weights are loaded, a prompt is empty or longer than ``engine.max_prompt_tokens``, or no bucket is
           long enough.
         """
+        self._check(prompts, sampling)
+        ids = np.arange(len(prompts)) if ids is None else np.asarray(ids)
+        # A pass over the slots holds whole questions, or a part of one that has more answers than there are slots.
+        together, width = max(1, self.slots // samples), min(samples, self.slots)
+        # Stop strings are searched for by the host: a string may straddle tokens, which no token id tells.
+        chunk = self.engine.chunk if sampling.stop else sampling.max_new_tokens
+        parts = []
+        for start in range(0, len(prompts), together):
+            questions = np.arange(start, min(start + together, len(prompts)))
+            for first in range(0, samples, width):
+                numbers = np.arange(first, min(first + width, samples))
+                for part in self._run(prompts, questions, numbers, together, ids, sampling, round, chunk):
+                    whole = part
+                parts.append(whole)
+                progress(len(parts[-1].length), int((parts[-1].length - parts[-1].prompt_length).sum()))
+        return concatenate(parts)
+
+    def stream(
+        self, prompt: Sequence[int], sampling: config.Sampling, *, chunk: int, round: int = 0, id: int = 0
+    ) -> Iterator[Trajectories]:
+        """The one answer of ``generate([prompt], sampling, round=round, ids=[id])`` as it grows: after every ``chunk`` tokens,
+        and as a whole. Its ``finish`` is GOING until then.
+
+        Raises:
+          ValueError: as ``generate`` does.
+        """
+        self._check([prompt], sampling)
+        yield from self._run([prompt], np.arange(1), np.arange(1), self.slots, np.array([id]), sampling, round, chunk)
+
+    def _check(self, prompts, sampling: config.Sampling) -> None:
         if self.params is None:
             raise ValueError("the sampler has no weights; call load(params) before generate")
         if sampling.stop and self.text is None:
@@ -108,22 +138,12 @@ class Sampler:
                 f"a prompt has {longest} tokens, the engine was sized for {self.engine.max_prompt_tokens}; "
                 "raise engine.max_prompt_tokens"
             )
-        ids = np.arange(len(prompts)) if ids is None else np.asarray(ids)
-        # A pass over the slots holds whole questions, or a part of one that has more answers than there are slots.
-        together, width = max(1, self.slots // samples), min(samples, self.slots)
-        parts = []
-        with sharding.using(self.mesh, self.rules):
-            for start in range(0, len(prompts), together):
-                questions = np.arange(start, min(start + together, len(prompts)))
-                for first in range(0, samples, width):
-                    numbers = np.arange(first, min(first + width, samples))
-                    parts.append(self._run(prompts, questions, numbers, together, ids, sampling, round))
-                    progress(len(parts[-1].length), int((parts[-1].length - parts[-1].prompt_length).sum()))
-        return concatenate(parts)
 
-    def _run(self, prompts, questions, numbers, together: int, ids, sampling: config.Sampling, round: int) -> Trajectories:
-        """Decodes the answers ``numbers`` to each of ``questions`` to their end. Slots that are left over are dead from the
-        start."""
+    def _run(
+        self, prompts, questions, numbers, together: int, ids, sampling: config.Sampling, round: int, chunk: int
+    ) -> Iterator[Trajectories]:
+        """Decodes the answers ``numbers`` to each of ``questions``: as they are after every ``chunk`` steps, and at their end.
+        Slots that are left over are dead from the start."""
         cap = sampling.max_new_tokens
         height = -(-together // self.ways) * self.ways
         tokens = np.zeros((height, self._prompt_width(max(len(prompts[q]) for q in questions), cap)), np.int32)
@@ -138,25 +158,23 @@ class Sampler:
 
         how = {"greedy": sampling.temperature == 0, "top_p": sampling.top_p}
         temperature = np.float32(sampling.temperature or 1.0)
-        state = self._prefill(
-            self.params, tokens, lengths, owner, prompt_id, sample, np.int32(rows), np.int32(round), temperature, cap=cap, **how
-        )
-        # Stop strings are searched for by the host every `chunk` steps: a string may straddle tokens, which no token id tells.
-        until = self.engine.chunk if sampling.stop else cap
-        while True:
-            state = self._decode(self.params, state=state, until=np.int32(min(until, cap)), temperature=temperature, **how)
-            if until >= cap or bool((state.finish >= 0).all()):
-                break
-            state = self._end_at_stop_strings(state, sampling.stop)
-            until += self.engine.chunk
-        if sampling.stop:
-            state = self._end_at_stop_strings(state, sampling.stop)
-        answers, logprobs, length, finish = (
-            sharding.fetch(x)[:rows] for x in (state.tokens, state.logprobs, state.length, state.finish)
-        )
-        return _trajectories(
-            [prompts[questions[i]] for i in owner[:rows]], prompt_id[:rows], sample[:rows], answers, logprobs, length, finish
-        )
+        with sharding.using(self.mesh, self.rules):
+            state = self._prefill(
+                self.params, tokens, lengths, owner, prompt_id, sample, np.int32(rows), np.int32(round), temperature,
+                cap=cap, **how,
+            )  # fmt: skip
+        each = [prompts[questions[i]] for i in owner[:rows]]
+        for until in (*range(chunk, cap, chunk), cap):
+            with sharding.using(self.mesh, self.rules):
+                state = self._decode(self.params, state=state, until=np.int32(until), temperature=temperature, **how)
+            if sampling.stop:
+                state = self._end_at_stop_strings(state, sampling.stop)
+            tokens, logprobs, length, finish = (
+                sharding.fetch(x)[:rows] for x in (state.tokens, state.logprobs, state.length, state.finish)
+            )
+            yield _trajectories(each, prompt_id[:rows], sample[:rows], tokens, logprobs, length, finish)
+            if (finish >= 0).all():
+                return
 
     def _prompt_width(self, longest: int, cap: int) -> int:
         """Padded prompt length: one of a few, so that few programs are compiled."""
