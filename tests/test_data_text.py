@@ -11,7 +11,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from r1jax.config import ConfigError, Text
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import byte_tokenizer, load
-from r1jax.hub import resolve
 
 CHATML = """\
 {%- if messages[0].role != 'system' %}
@@ -179,10 +178,3 @@ def test_faulty_templates():
         render("hi", template="{{ prompt.__class__.__mro__ }}")
     with pytest.raises(ConfigError, match="unsafe|append"):
         render("hi", template="{{ messages.append(1) }}")
-
-
-def test_hub_knows_local_files(tmp_path):
-    assert resolve(str(tmp_path)) == tmp_path
-    for name, said in [("org/model", "Hub names are not fetched"), ("gs://bucket/run", "gs:// names are not fetched")]:
-        with pytest.raises(ValueError, match=said):
-            resolve(name)
