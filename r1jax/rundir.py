@@ -63,12 +63,6 @@ class RunDir:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         _write(self.path / "finished.json", {"step": step, "time": now})
 
-    def cut_back(self, step: int) -> None:
-        """Drops the metrics and samples of later steps, and lines that are not whole: a kill may tear the last."""
-        for file in (self.metrics, self.samples):
-            if file.exists():
-                _cut_back(file, step)
-
     def close(self) -> None:
         """Lets another process train here. The kernel does it too when this process dies."""
         if self._lock is not None:
@@ -124,7 +118,7 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
         lock.close()
         raise config.ConfigError(
             f"{path} was trained with another config: {_tell(refused)}. A resumed run may change only {', '.join(safe)}; "
-            f"start a new run with --init {path}@STEP, or give the old values"
+            f"start a new run with --init {path}@STEP (of a pipeline's stage --STAGE.init), or give the old values"
         )
     # The mark goes first: killed between the two, the run is still resumed.
     if any(place.split(".")[-1] == "steps" and (new or 0) > (was or 0) for place, was, new in changes):
@@ -220,22 +214,6 @@ def _write(path: Path, value: dict) -> None:
 def _part(path: Path) -> Path:
     """What a file is called while it is written."""
     return path.with_name(f".{path.name}.part")
-
-
-def _cut_back(path: Path, step: int) -> None:
-    part = _part(path)
-    with open(path, "rb") as old, open(part, "wb") as new:
-        new.writelines(line for line in old if _is_up_to(line, step))
-    part.replace(path)
-
-
-def _is_up_to(line: bytes, step: int) -> bool:
-    if not line.endswith(b"\n"):
-        return False
-    try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 def _take_lock(path: Path) -> TextIO:

@@ -135,7 +135,6 @@ MISTAKES = {
     "buckets": (lambda: Engine(buckets=(64, 32)), "engine.buckets is (64, 32)"),
     "learning rate": (lambda: Optimizer(lr=-1.0), "optimizer.lr"),
     "no model": (lambda: GRPO(), "model is None"),
-    "two models": (lambda: GRPO(init="run", model=Model()), "leave one of them out"),
     "steps": (lambda: GRPO(init="run", steps=0), "steps is 0"),
     "no source": (lambda: GRPO(init="run", sources=()), "sources is empty"),
     "two sources of one name": (lambda: GRPO(init="run", sources=(Source(), Source())), "sources share a name"),

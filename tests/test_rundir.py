@@ -138,20 +138,6 @@ def test_a_finished_run_is_unfinished_by_more_steps_only(path):
     run.close()
 
 
-def test_cut_back_keeps_whole_lines_up_to_the_step(path):
-    run = rundir.open_or_resume(path, STAGE)
-    lines = [json.dumps({"step": step, "loss/kl": step / 10}) + "\n" for step in (0, 1, 2, 2, 3, 4)]
-    run.metrics.write_text("".join(lines) + '{"step": 2, "loss/')
-    run.samples.write_text('{"step": 1, "text": "ß\\n"}\n{"step": 1, "tex\n{"step": 3}\n{"step": 2}')
-    run.cut_back(2)
-    assert run.metrics.read_text() == "".join(lines[:4])
-    assert run.samples.read_text() == '{"step": 1, "text": "ß\\n"}\n'
-    run.cut_back(-1)
-    assert run.metrics.read_text() == ""
-    run.close()
-    assert not list(path.glob(".*part"))
-
-
 HOLD = """
 import sys
 from pathlib import Path

@@ -20,6 +20,7 @@ from r1jax.models import decoder
 from r1jax.params import path_name
 from r1jax.stages import grpo as grpo_stage
 from r1jax.stages import workspace
+from r1jax.stages.prepare import prepare
 from r1jax.train import optimizer
 from r1jax.train.update import Trainer, balance_router
 
@@ -213,6 +214,25 @@ def test_an_update_that_is_not_finite_changes_nothing_but_its_count():
     assert int(after.step) == 2 and int(after.skipped) == 1
 
 
+def test_steps_too_small_for_bfloat16_are_added_up_in_float32():
+    small = dataclasses.replace(OPTIMIZER, lr=1e-5)
+    exact = trainer("sft", tiny.DENSE, optimizer=small)
+    rounded = trainer("sft", dataclasses.replace(tiny.DENSE, param_dtype="bfloat16"), optimizer=small)
+    state = rounded.create(weights(rounded.model))
+    packed = batch("sft", **WHOLE)
+    for _ in range(3):
+        _, state = updated(rounded, *packed, state)
+    expected = exact.create(jax.tree.map(lambda x: x.astype(jnp.float32), weights(rounded.model)))
+    for _ in range(3):
+        _, expected = updated(exact, *packed, expected)
+    assert expected.master is None
+    same(state.master, expected.params, atol=2e-6)
+    same(state.params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.master))
+    began = leaves(weights(rounded.model))
+    assert min(np.abs(m - began[name]).max() for name, m in leaves(state.master).items()) > 1e-5
+    assert all(np.mean(value == began[name]) > 0.5 for name, value in leaves(state.params).items())  # and yet they stand still
+
+
 def test_frozen_parameters_stay_as_they_are_and_have_no_moments():
     learner = trainer("sft", tiny.DENSE, frozen=("embed", r"attention/[qk]$", "final_norm"))
     before = weights(tiny.DENSE)
@@ -319,7 +339,7 @@ def working(stage, path):
     """A stage's workspace whose metrics are kept in a list."""
     run = rundir.create("tiny", config.to_json(stage), path)
     try:
-        with workspace.open_workspace(stage, run, "tiny") as work:
+        with workspace.open_workspace(prepare(stage), run, "tiny") as work:
             work.display.console = Console(file=io.StringIO())
             yield work
     finally:

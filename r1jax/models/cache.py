@@ -6,8 +6,6 @@ query can see it.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -37,8 +35,3 @@ def extend(
     return tuple(
         jax.lax.dynamic_update_slice(new, old[rows], (0,) * new.ndim) for new, old in zip(fresh, cache, strict=True)
     )
-
-
-def bytes_per_token(model: config.Model) -> int:
-    size = jnp.dtype(model.dtype).itemsize
-    return sum(math.prod(shape) * size for shape, _ in shapes(model, 1, 1))

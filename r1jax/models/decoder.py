@@ -64,8 +64,9 @@ def specs(model: config.Model) -> dict:
 
 
 def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
-    """int32[B, T] -> [B, T, D]."""
-    return jnp.take(params["embed"]["table"], tokens, axis=0).astype(model.dtype)
+    """int32[B, T] -> [B, T, D]. A product with a one-hot row, so rounded as an operand: a sampler that holds its kernels in
+    ``matmul_dtype`` then sees what the trainer sees."""
+    return jnp.take(params["embed"]["table"], tokens, axis=0).astype(model.matmul_dtype).astype(model.dtype)
 
 
 def head_kernel(params) -> jax.Array:

@@ -43,6 +43,7 @@ class Memory:
 
     weights: int
     moments: int
+    """The optimizer's, and float32 master weights where the parameters are held in less."""
     reference: int
     sampler: int
     """The sampler's copy of the weights."""
@@ -73,7 +74,7 @@ class Memory:
         """The rows of the table that are not 0, in the order of a run."""
         rows = {
             "weights": self.weights,
-            "optimizer moments": self.moments,
+            "optimizer": self.moments,
             "reference": self.reference,
             "sampler's weights": self.sampler,
             "gradients": self.gradients,
@@ -118,7 +119,7 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
     sampling = Sampling.of(stage, model, mesh) if samples else None
     return Memory(
         weights=device_bytes(state.params),
-        moments=device_bytes(state.opt_state),
+        moments=device_bytes(state.opt_state) + device_bytes(state.master),
         reference=device_bytes(state.reference),
         sampler=sampling.weights if sampling else 0,
         gradients=device_bytes(trainable) + F32 * device_count(trainable),
@@ -221,6 +222,8 @@ def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch:
     if not isinstance(stage, config.GRPO):
         return batch
     batch = batch.replace(advantages=floats, sampler_logprobs=floats, old_logprobs=floats)
+    if stage.share_prompts:
+        batch = batch.replace(prefix=integers)
     return batch.replace(ref_logprobs=floats) if stage.kl_beta > 0 else batch
 
 

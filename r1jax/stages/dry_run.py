@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rich.console import Console
 
-from r1jax import config, loading, sharding
+from r1jax import sharding
 from r1jax.config import GRPO, SFT, Pipeline, Stage
-from r1jax.data import sft, sources
+from r1jax.data import sft
 from r1jax.data.packing import pack_sequences
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
 from r1jax.observe.text import printable, shorten
-from r1jax.plan import memory
 from r1jax.rewards import Item, Pool
 from r1jax.stages.preflight import gold_answer
-from r1jax.stages.workspace import find_model, find_text, held_out_rows
+from r1jax.stages.prepare import Prepared, prepare_all
 
 TEXT_LIMIT, TEXT_LINES = 2000, 30
 
@@ -30,31 +27,21 @@ def dry_run(settings: Stage | Pipeline, name: str) -> int:
       ConfigError: what a run would find wrong before its first step, too little memory included.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    stages = settings.stages() if isinstance(settings, Pipeline) else {name: settings}
-    planned: dict[str, loading.Opened] = {}
-    for title, stage in stages.items():
-        planned[title] = show(console, title, stage, planned)
+    for title, found in prepare_all(settings, name).items():
+        show(console, title, found)
     console.print(f"{name}: dry run only, nothing was written")
     return 0
 
 
-def show(console: Console, title: str, stage: Stage, planned: Mapping[str, loading.Opened]) -> loading.Opened:
-    """One stage; returns the model that it would leave."""
-    mesh = sharding.make_mesh(stage.mesh)
-    model, opened = find_model(stage, planned)
-    tokenizer, template, text = find_text(stage, model, opened)
-    mixture = Mixture([(s, sources.load(s)) for s in stage.sources], stage.seed)
-    held_out = held_out_rows(stage)
-    needed = memory.table(stage, model, mesh)
-    memory.check(needed, stage, model, mesh)
-    console.print(needed.table(title))
-    console.print(f"{title}: {stage.steps} steps on {sharding.describe(mesh)}, {len(held_out)} held-out problems")
+def show(console: Console, title: str, found: Prepared) -> None:
+    stage = found.stage
+    console.print(found.memory.table(title))
+    console.print(f"{title}: {stage.steps} steps on {sharding.describe(found.mesh)}, {len(found.held_out)} held-out problems")
     if isinstance(stage, GRPO):
-        show_question(console, stage, mixture, template)
+        show_question(console, stage, found.mixture, found.template)
     else:
-        show_packed_row(console, stage, mixture, template, tokenizer)
-    show_rewards(console, stage, mixture[0], template)
-    return loading.Opened(title, model, tokenizer, text, _not_made)
+        show_packed_row(console, stage, found.mixture, found.template, found.tokenizer)
+    show_rewards(console, stage, found.mixture[0], found.template)
 
 
 def show_question(console: Console, stage: GRPO, mixture: Mixture, template: Template) -> None:
@@ -102,6 +89,3 @@ def quote(console: Console, text: str) -> None:
     for line in shorten(printable(text), TEXT_LIMIT, TEXT_LINES).split("\n"):
         console.print(f"  | {line}")
 
-
-def _not_made(where):
-    raise config.ConfigError("a dry run loads no weights")

@@ -32,6 +32,8 @@ def hold_out(work: Workspace, edge: bool) -> dict[str, float]:
 def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[dict[str, float], asking.Answers]:
     """``eval/...`` metrics on the held-out rows, and the sampled answers.
 
+    Prompts over ``engine.max_prompt_tokens`` are left out and counted.
+
     An answer is right when the first reward of its source is at least 1. ``eval/entropy`` is the mean of ``-log p`` over the
     sampled tokens, an unbiased estimate of the policy's entropy per token at the sampling temperature.
     """
@@ -66,6 +68,7 @@ def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[di
         if greedy:
             values["eval/greedy"] = float(correct(work, ask(dataclasses.replace(sampling, temperature=0.0), 1)).mean())
     t = found.trajectories
+    values["eval/left_out"] = float(len(work.held_out) - len(asked))
     values["eval/entropy"] = float(-t.logprobs[t.loss_mask].mean())
     values["eval/length"] = float((t.length - t.prompt_length).mean())
     values["eval/truncated"] = float((t.finish == 0).mean())

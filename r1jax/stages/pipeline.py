@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from r1jax import config, rundir
 from r1jax.config import GRPO, Pipeline, Stage
@@ -13,6 +15,7 @@ from r1jax.rundir import RunDir
 from r1jax.stages import grpo, preflight, sft, summary
 from r1jax.stages.dry_run import dry_run as show_dry_run
 from r1jax.stages.evaluation import hold_out
+from r1jax.stages.prepare import Prepared, prepare, prepare_all
 from r1jax.stages.workspace import Preempted, Workspace, open_workspace
 
 PREEMPTED = 75
@@ -34,13 +37,14 @@ def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, 
         return show_dry_run(settings, name)
     if jax.process_count() > 1 and run_dir is None:
         raise config.ConfigError("several processes must agree on the run directory; name it with --run-dir")
+    prepared = prepare_all(settings, name)
     run = open_run(name, settings, None if run_dir is None else Path(run_dir))
     print(f"run directory: {run.path}", flush=True)
     try:
         if isinstance(settings, Pipeline):
-            train_stages(settings, run)
+            train_stages(settings, prepared, run)
         else:
-            train_stage(settings, settings, run, name)
+            train_stage(prepared[name], settings, run, name)
     except Preempted as saved:
         print(saved, flush=True)
         return PREEMPTED
@@ -54,28 +58,37 @@ def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, 
 
 
 def open_run(name: str, settings: Stage | Pipeline, path: Path | None) -> RunDir:
-    """Process 0 makes or resumes the directory; the others only name its files."""
+    """Process 0 makes or resumes the directory; the others only name its files, and stop with it if it must not."""
     described = config.to_json(settings)
-    if jax.process_index() > 0:
-        return RunDir(path, described)
-    return rundir.create(name, described) if path is None else rundir.open_or_resume(path, described)
+    run, refused = RunDir(path, described), None
+    if jax.process_index() == 0:
+        try:
+            run = rundir.create(name, described) if path is None else rundir.open_or_resume(path, described)
+        except config.ConfigError as error:
+            refused = error
+    if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(refused is not None)).any():
+        refused = refused or config.ConfigError(f"process 0 cannot train in {path}; it says why")
+    if refused is not None:
+        raise refused
+    return run
 
 
-def train_stages(pipeline: Pipeline, run: RunDir) -> None:
+def train_stages(pipeline: Pipeline, prepared: dict[str, Prepared], run: RunDir) -> None:
     """Every stage in a run directory of its own below the pipeline's; finished ones are skipped."""
     done: dict[str, Path] = {}
     for name, stage in pipeline.stages().items():
         inner = open_run(name, stage, run.path / name)
         try:
-            # A stage's config names its input by stage; only here does the name become a place.
-            placed = dataclasses.replace(stage, init=str(done[stage.init])) if stage.init in done else stage
-            train_stage(placed, stage, inner, f"{run.path.name}/{name}")
+            found = prepared[name]
+            if stage.init in done:  # a stage's config names its input by stage; only here does the name become a place
+                found = prepare(dataclasses.replace(stage, init=str(done[stage.init])))
+            train_stage(found, stage, inner, f"{run.path.name}/{name}")
         finally:
             inner.close()
         done[name] = inner.path
 
 
-def train_stage(stage: Stage, written: Stage, run: RunDir, title: str) -> None:
+def train_stage(found: Prepared, written: Stage, run: RunDir, title: str) -> None:
     """One stage from where it is to its last step.
 
     Args:
@@ -84,7 +97,8 @@ def train_stage(stage: Stage, written: Stage, run: RunDir, title: str) -> None:
     if run.finished is not None and run.finished["step"] >= written.steps:
         print(f"{title}: already finished at step {run.finished['step']}; more --steps make it go on", flush=True)
         return
-    with open_workspace(stage, run, title) as work:
+    stage = found.stage
+    with open_workspace(found, run, title) as work:
         if work.step == 0:
             begin(work)
         if work.step < stage.steps:
@@ -101,3 +115,4 @@ def begin(work: Workspace) -> None:
         preflight.check(work)
     if stage.eval.every:
         hold_out(work, edge=True)
+    work.stop_if_terminated()

@@ -7,10 +7,9 @@ import dataclasses
 import io
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,9 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from r1jax import config, loading, sharding
+from r1jax import config, loading
 from r1jax.checkpoint import Checkpointer
-from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
@@ -29,11 +27,13 @@ from r1jax.observe.display import Display
 from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter
 from r1jax.observe.phases import Phase
+from r1jax.observe.phases import Phase
 from r1jax.observe.samples import SamplesWriter
 from r1jax.plan import memory
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
+from r1jax.stages.prepare import Prepared
 from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
 
@@ -75,7 +75,6 @@ class Workspace:
     cursor: Cursor
     held_out: list[dict]
     terminating: threading.Event
-    memory: memory.Memory
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
     rollout_rate: float = 0.0
@@ -130,87 +129,29 @@ class Workspace:
             raise Preempted(f"SIGTERM: saved at step {self.step}; go on with --run-dir {self.run.path}")
 
 
-def find_model(
-    stage: config.Stage, planned: Mapping[str, loading.Opened] = MappingProxyType({})
-) -> tuple[config.Model, loading.Opened | None]:
-    """The architecture, with the stage's compute choices, and where its weights come from (None: random).
-
-    Args:
-      planned: models that ``init`` may name and that are not made yet: those of a pipeline's earlier stages.
-    """
-    opened = None if stage.init == "random" else planned.get(stage.init) or loading.open_model(stage.init)
-    model = stage.model if opened is None else opened.model
-    chosen = {name: getattr(stage, name) for name in ("matmul_dtype", "remat") if getattr(stage, name) is not None}
-    return dataclasses.replace(model, **chosen), opened
-
-
-def find_text(
-    stage: config.Stage, model: config.Model, opened: loading.Opened | None
-) -> tuple[Tokenizer, Template, config.Text]:
-    """Tokenizer and template: the stage's, and for each setting it leaves at its default that which the weights came with.
-
-    Raises:
-      ConfigError: the tokenizer has more entries than the model.
-    """
-    text = stage.text
-    if opened is not None:
-        kept = {f.name: getattr(opened.text, f.name) for f in dataclasses.fields(text)}
-        plain = config.Text()
-        text = dataclasses.replace(text, **{n: v for n, v in kept.items() if getattr(text, n) == getattr(plain, n)})
-    if text.tokenizer == "auto":
-        if opened is None:
-            raise config.ConfigError("text.tokenizer is 'auto' but init is 'random'; name a tokenizer, for example 'bytes'")
-        found = opened.tokenizer
-    else:
-        found = tokenizer.load(text)
-    if found.vocab_size > model.vocab_size:
-        raise config.ConfigError(
-            f"the tokenizer has {found.vocab_size} entries and the model {model.vocab_size}; set model.vocab_size to at least "
-            f"{found.vocab_size}, or name the model's own tokenizer"
-        )
-    return found, Template(text, found), text
-
-
-def held_out_rows(stage: config.Stage) -> list[dict]:
-    """The problems of the evaluation: ``eval.sources``, or the test split of the sources it trains on."""
-    if not stage.eval.every:
-        return []
-    chosen = stage.eval.sources or tuple(s for s in stage.sources if s.weight > 0)
-    loaded = [sources.load(s, held_out=not stage.eval.sources) for s in chosen]
-    return [rows[i] for rows in loaded for i in range(min(stage.eval.limit, len(rows)))]
-
-
 @contextlib.contextmanager
-def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Workspace]:
+def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspace]:
     """Builds everything a stage needs and restores the newest checkpoint, if there is one."""
     main = jax.process_index() == 0
-    mesh = sharding.make_mesh(stage.mesh)
-    model, opened = find_model(stage)
-    found, template, text = find_text(stage, model, opened)
-    mixture = Mixture([(s, sources.load(s)) for s in stage.sources], stage.seed)
+    stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
-    sampler = Sampler(model, stage.engine, mesh, end_ids=found.end_ids, text=found.decode, seed=stage.seed)
-    rows = held_out_rows(stage)
-    plan = memory.table(stage, model, mesh)
-    memory.check(plan, stage, model, mesh)
+    sampler = Sampler(model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed)
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(Pool(stage.workers))
         pool.check([name for s in (*stage.sources, *stage.eval.sources) for name in s.rewards])
         checkpoints = Checkpointer(run.checkpoints, keep=stage.checkpoint.keep)
         stack.callback(checkpoints.close)
         if main:
-            loading.describe(run.path, model, text, found)
+            loading.describe(run.path, model, found.text, tokenizer, found.opened and found.opened.origin)
         latest = checkpoints.latest()
         console = None if main else Console(file=io.StringIO())
         display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
-        display.note(plan.line())
-        stack.enter_context(_out_of_memory(display, plan, stage, model))
+        display.note(found.memory.line())
+        stack.enter_context(_out_of_memory(display, found))
         cursor = Cursor()
-        with display.phase("load"):
+        with display.phase("load", unit="MB") as phase:
             if latest is None:
-                state = trainer.create(
-                    trainer.init_params(stage.seed) if opened is None else opened.load(trainer.param_shardings)
-                )
+                state = trainer.create(_first_params(found, trainer, partial(_report, display, phase)))
             else:
                 state, meta = checkpoints.restore(trainer.abstract())
                 cursor = Cursor(**meta["cursor"])
@@ -218,10 +159,8 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
                     raise config.ConfigError(
                         f"{run.path}: its sources changed since step {latest}; restore them, or start a new run from it"
                     )
-        # An attempt that saved nothing counts for nothing: not even its evaluation before step 1 is kept.
-        resumed_at = -1 if latest is None else latest
-        if main:
-            run.cut_back(resumed_at)
+        # An attempt that trained nothing counts for nothing: not even its evaluation before step 1 is kept.
+        resumed_at = latest or -1
         metrics = samples = None
         if main:
             log = stage.log
@@ -236,22 +175,34 @@ def open_workspace(stage: config.Stage, run: RunDir, title: str) -> Iterator[Wor
         ledger = Ledger(run.path, mesh.size)
         terminating = stack.enter_context(_sigterm())
         work = Workspace(
-            stage, run, model, mesh, found, template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, rows, terminating, plan,
+            stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
+            display, ledger, state, cursor, found.held_out, terminating,
         )  # fmt: skip
         stack.enter_context(compiling.watch(partial(display.phase, "compile"), work.account))
         yield work
 
 
+def _first_params(found: Prepared, trainer: Trainer, report: loading.Report) -> Any:
+    if found.opened is None:
+        return trainer.init_params(found.stage.seed)
+    return found.opened.load(found.model, trainer.param_shardings, report)
+
+
+def _report(display: Display, phase: Phase, done: int, total: int) -> None:
+    """Shows how many of a phase's bytes are done."""
+    phase.total = total >> 20
+    display.advance((done >> 20) - phase.done)
+
+
 @contextlib.contextmanager
-def _out_of_memory(display: Display, plan: memory.Memory, stage: config.Stage, model: config.Model) -> Iterator[None]:
+def _out_of_memory(display: Display, found: Prepared) -> Iterator[None]:
     """An out-of-memory error in the block becomes one line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not memory.is_out_of_memory(error):
             raise
-        raise config.ConfigError(memory.explain(error, display.where, plan, stage, model)) from error
+        raise config.ConfigError(memory.explain(error, display.where, found.memory, found.stage, found.model)) from error
 
 
 @contextlib.contextmanager

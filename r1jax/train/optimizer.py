@@ -41,7 +41,7 @@ def decay_mask(params: Any) -> Any:
 def clip_by_global_norm(grads: Any, limit: float) -> tuple[Any, jax.Array]:
     """Scales all gradients so that their joint norm is at most ``limit`` (0: no limit). Returns them and the norm before,
     float32[]."""
-    norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+    norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
     if not limit:
         return grads, norm
     scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-30))

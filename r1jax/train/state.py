@@ -23,6 +23,9 @@ class TrainState:
     skipped: jax.Array
     """int32[]: updates left out because loss or gradient was not finite."""
     params: Any
+    master: Any
+    """float32 of the trainable parameters where these are held in less, else None. Steps of R1's size (3e-6) round away in
+    bfloat16, so they are added up here."""
     opt_state: Any
     reference: Any
     """The policy at the last refresh, or None without a KL term."""
@@ -35,9 +38,14 @@ def create(params: Any, mask: Any, tx: optax.GradientTransformation, *, referenc
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
         params=params,
+        master=float32(trainable) if needs_master(trainable) else None,
         opt_state=tx.init(float32(trainable)),
         reference=jax.tree.map(jnp.copy, params) if reference else None,
     )
+
+
+def needs_master(trainable: Any) -> bool:
+    return any(x.dtype != jnp.float32 for x in jax.tree.leaves(trainable))
 
 
 def float32(tree: Any) -> Any:
@@ -58,7 +66,12 @@ def shardings(
         tx, lambda _, s: s, moments, where_trainable, transform_non_params=lambda _: everywhere
     )
     return TrainState(
-        step=everywhere, skipped=everywhere, params=where, opt_state=opt_state, reference=where if reference else None
+        step=everywhere,
+        skipped=everywhere,
+        params=where,
+        master=where_trainable if needs_master(trainable) else None,
+        opt_state=opt_state,
+        reference=where if reference else None,
     )
 
 

@@ -124,8 +124,10 @@ class Trainer:
             grads, sums = jax.lax.fori_loop(0, count, body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
             grads, norm = clip_by_global_norm(grads, stage.optimizer.clip_norm)
             finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-            steps, opt_state = tx.update(grads, state.opt_state, trainable)
-            new = parameters.merge(optax.apply_updates(trainable, steps), frozen)
+            exact = trainable if state.master is None else state.master
+            steps, opt_state = tx.update(grads, state.opt_state, exact)
+            exact = optax.apply_updates(exact, steps)
+            new = parameters.merge(jax.tree.map(lambda x, old: x.astype(old.dtype), exact, trainable), frozen)
             if stage.bias_rate:
                 new = balance_router(new, sums, stage.bias_rate)
 
@@ -137,6 +139,7 @@ class Trainer:
                 step=state.step + 1,
                 skipped=state.skipped + ~finite,
                 params=kept(new, state.params),
+                master=None if state.master is None else kept(exact, state.master),
                 opt_state=kept(opt_state, state.opt_state),
             )
             return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": lr}

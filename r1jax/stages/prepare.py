@@ -1,0 +1,128 @@
+"""What is found out about a stage before a run directory is made, weights are loaded or anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import jax
+
+from r1jax import config, loading, sharding
+from r1jax.config import Pipeline, Stage
+from r1jax.data import sources, tokenizer
+from r1jax.data.sources import Mixture
+from r1jax.data.template import Template
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.plan import memory
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage whose config, model, text, rows and memory are in order."""
+
+    stage: Stage
+    mesh: jax.sharding.Mesh
+    model: config.Model
+    opened: loading.Opened | None
+    """Where the weights come from; None: random."""
+    tokenizer: Tokenizer
+    template: Template
+    text: config.Text
+    mixture: Mixture
+    held_out: list[dict]
+    memory: memory.Memory
+
+
+def prepare_all(settings: Stage | Pipeline, name: str) -> dict[str, Prepared]:
+    """Every stage by its name. A stage that begins from an earlier one is given the model that this one will leave.
+
+    Raises:
+      ConfigError: what a run would find wrong before its first step, too little memory included.
+    """
+    planned: dict[str, loading.Opened] = {}
+    found: dict[str, Prepared] = {}
+    for title, stage in (settings.stages() if isinstance(settings, Pipeline) else {name: settings}).items():
+        p = found[title] = prepare(stage, planned)
+        planned[title] = loading.Opened(title, p.model, p.tokenizer, p.text, _not_made)
+    return found
+
+
+def prepare(stage: Stage, planned: Mapping[str, loading.Opened] = MappingProxyType({})) -> Prepared:
+    """One stage.
+
+    Args:
+      planned: models that ``init`` may name and that are not made yet: those of a pipeline's earlier stages.
+    """
+    mesh = sharding.make_mesh(stage.mesh)
+    model, opened = find_model(stage, planned)
+    found, template, text = find_text(stage, model, opened)
+    mixture = Mixture([(s, sources.load(s)) for s in stage.sources], stage.seed)
+    rows = held_out_rows(stage)
+    needed = memory.table(stage, model, mesh)
+    memory.check(needed, stage, model, mesh)
+    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed)
+
+
+def find_model(
+    stage: Stage, planned: Mapping[str, loading.Opened]
+) -> tuple[config.Model, loading.Opened | None]:
+    """The architecture, with the stage's compute choices, and where its weights come from (None: random).
+
+    Raises:
+      ConfigError: the stage's own architecture is not that of the weights.
+    """
+    opened = None if stage.init == "random" else planned.get(stage.init) or loading.open_model(stage.init)
+    model = stage.model if opened is None else opened.model
+    if opened is not None and stage.model is not None and (differ := architecture_diff(stage.model, model)):
+        raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
+    chosen = {name: getattr(stage, name) for name in ("matmul_dtype", "remat") if getattr(stage, name) is not None}
+    return dataclasses.replace(model, **chosen), opened
+
+
+def find_text(
+    stage: Stage, model: config.Model, opened: loading.Opened | None
+) -> tuple[Tokenizer, Template, config.Text]:
+    """Tokenizer and template: the stage's, and for each setting it leaves at its default that which the weights came with.
+
+    Raises:
+      ConfigError: the tokenizer has more entries than the model.
+    """
+    text = stage.text
+    if opened is not None:
+        kept = {f.name: getattr(opened.text, f.name) for f in dataclasses.fields(text)}
+        plain = config.Text()
+        text = dataclasses.replace(text, **{n: v for n, v in kept.items() if getattr(text, n) == getattr(plain, n)})
+    if text.tokenizer == "auto":
+        if opened is None:
+            raise config.ConfigError("text.tokenizer is 'auto' but init is 'random'; name a tokenizer, for example 'bytes'")
+        found = opened.tokenizer
+    else:
+        found = tokenizer.load(text)
+    if found.vocab_size > model.vocab_size:
+        raise config.ConfigError(
+            f"the tokenizer has {found.vocab_size} entries and the model {model.vocab_size}; set model.vocab_size to at least "
+            f"{found.vocab_size}, or name the model's own tokenizer"
+        )
+    return found, Template(text, found), text
+
+
+def held_out_rows(stage: Stage) -> list[dict]:
+    """The problems of the evaluation: ``eval.sources``, or the test split of the sources it trains on."""
+    if not stage.eval.every:
+        return []
+    chosen = stage.eval.sources or tuple(s for s in stage.sources if s.weight > 0)
+    loaded = [sources.load(s, held_out=not stage.eval.sources) for s in chosen]
+    return [rows[i] for rows in loaded for i in range(min(stage.eval.limit, len(rows)))]
+
+
+def architecture_diff(asked: config.Model, found: config.Model) -> str:
+    """Where two models differ beside how they compute and how they were initialised; empty if nowhere."""
+    free = ("dtype", "matmul_dtype", "param_dtype", "remat", "init_std")
+    places = config.diff(config.to_json(asked), config.to_json(found))
+    return ", ".join(f"{place} is {new}, not {old}" for place, old, new in places if place not in free)
+
+
+def _not_made(*_):
+    raise config.ConfigError("the weights of an earlier stage are not made yet")
