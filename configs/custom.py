@@ -13,7 +13,6 @@ Memory    13.7 GiB with the 0.5B model: computed, the table that --dry-run print
 Expected  whatever your task gives: GRPO learns from questions whose answers differ, and counts them before its first step.
 """
 
-import os
 from dataclasses import dataclass, field
 
 from r1jax.config import GRPO, SFT, Engine, Optimizer, Pipeline, Sampling, Source
@@ -24,8 +23,8 @@ def concise(prompt, completion, row):
     return 1 / (1 + len(completion) / 400)
 
 
-MINE = f"{os.path.relpath(__file__)}:concise"
-ROWS = Source(path="rows.jsonl", name="mine", options={"test_share": 0.1}, rewards={"accuracy": 1.0, MINE: 0.2})
+REWARDS = {"accuracy": 1.0, "mine.py:concise": 0.2}  # the first says what is right; yours is named by its file
+ROWS = Source(path="rows.jsonl", name="mine", options={"test_share": 0.1}, rewards=REWARDS)
 SHARED = {
     "sources": (ROWS,),
     "sampling": Sampling(max_new_tokens=512),
