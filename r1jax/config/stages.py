@@ -151,7 +151,7 @@ class GRPO(Stage):
         if not rising or any(len(pair) != 2 or min(pair) < 0 or pair[1] < 1 for pair in self.length_schedule):
             raise ConfigError(f"length_schedule is {self.length_schedule}; give (step, cap) pairs in rising order of step")
         if (buckets := self.engine.buckets) and buckets[-1] < (longest := self.engine.max_prompt_tokens + self.max_cap):
-            raise ConfigError(f"engine.buckets ends at {buckets[-1]}, but prompt and answer may have {longest} tokens; add that")
+            raise ConfigError(f"engine.buckets ends at {buckets[-1]}, but prompt and answer may have {longest} tokens; add it")
         if (need := self.engine.max_prompt_tokens + self.max_cap) > self.sequence_length:
             raise ConfigError(
                 f"a prompt of {self.engine.max_prompt_tokens} tokens (engine.max_prompt_tokens) and an answer of "
