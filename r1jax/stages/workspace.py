@@ -27,6 +27,7 @@ from r1jax.observe.display import Display
 from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter
 from r1jax.observe.phases import Phase
+from r1jax.observe.samples import SamplesWriter
 from r1jax.plan import memory
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
