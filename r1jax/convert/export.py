@@ -115,7 +115,7 @@ def export(
     planned: Plan,
     params: Any,
     out: Path,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     *,
     max_shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], object] = lambda done: None,
@@ -126,6 +126,7 @@ def export(
 
     Args:
       params: the tree of ``decoder.specs``, in any float dtype and sharding.
+      tokenizer: None where the weights came without one.
       progress: called with bytes as they are written, from any thread.
 
     Raises:
@@ -137,7 +138,8 @@ def export(
     def write(pieces: list[Piece], threads: int) -> None:
         with new_directory(out, planned.bytes) as part:
             write_shards(part, pieces, max_shard_bytes=max_shard_bytes, threads=threads, progress=progress)
-            tokenizer.save(part)
+            if tokenizer is not None:
+                tokenizer.save(part)
             write_json(part / "config.json", _with_tokens(planned.config, tokenizer))
 
     write_once(write, pieces, out)
@@ -246,8 +248,10 @@ def _write_together(write: Callable[[list[Piece], int], None], pieces: list[Piec
         raise error or ConfigError(f"process 0 cannot write {out}; it says why")
 
 
-def _with_tokens(described: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def _with_tokens(described: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Adds the ids of special tokens where the config has none."""
+    if tokenizer is None:
+        return described
     found = {"bos_token_id": tokenizer.backend.token_to_id(tokenizer.special.get("bos_token", ""))}
     if tokenizer.end_ids:
         found["eos_token_id"] = tokenizer.end_ids[0] if len(tokenizer.end_ids) == 1 else list(tokenizer.end_ids)

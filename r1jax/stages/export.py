@@ -30,7 +30,7 @@ def export(command: commands.Export) -> int:
     planned = hugging_face.plan(opened.model, command.dtype, opened.origin)
     if command.like is not None:
         refuse_differences(planned, command.like)
-    tokenizer = opened.tokenizer
+    tokenizer = opened.found_tokenizer
     if opened.text != config.Text() or rundir.is_run(rundir.parse_run_name(command.model)[0]):
         tokenizer = with_template(opened.text, tokenizer)
     # What is quantised is made from all the digits that there are.
