@@ -1,4 +1,6 @@
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from r1jax.config import ConfigError, Source, Text
 from r1jax.data.sft import encode, take
@@ -26,6 +28,69 @@ def test_the_prefill_is_the_prompts():
     assert BYTES.decode(example.tokens[example.trained]) == "so</think>ok<|end|>"
     with pytest.raises(ConfigError, match="lacks the prefill"):
         encode({"prompt": "hi", "completion": "ok"}, template, BYTES)
+
+
+THOUGHTLESS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_template_that_deletes_thoughts_deletes_none_that_is_trained():
+    prompt = [
+        {"role": "user", "content": " 1+1? "},
+        {"role": "assistant", "content": "<think>\nso</think>2"},
+        {"role": "user", "content": "2+2?"},
+    ]
+    example = encode({"prompt": prompt, "completion": "<think>\nhm</think>4"}, Template(Text(template=THOUGHTLESS), BYTES), BYTES)
+    assert BYTES.decode(example.tokens[~example.trained]) == "user: 1+1?\nassistant: 2\nuser: 2+2?\nassistant: "
+    assert BYTES.decode(example.tokens[example.trained]) == "<think>\nhm</think>4<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "said"),
+    [
+        (Text(template="Q: {{ question }} A:"), "1+1?", "the template leaves out the user message '1\\+1\\?'"),
+        (Text(template="{{ messages[-1].content }}", system="Be brief."), "1+1?", "leaves out the system message 'Be brief.'"),
+        (Text(template=THOUGHTLESS), "why </think>?", "leaves out the user message"),
+    ],
+)
+def test_a_template_that_loses_text_is_refused(text, prompt, said):
+    with pytest.raises(ConfigError, match=said):
+        encode({"prompt": prompt, "completion": "2", "source": "s"}, Template(text, BYTES), BYTES)
+
+
+def merging():
+    """A BPE over the characters of "a b" that joins a space to the "b" after it, and two "a"."""
+    vocab = {token: i for i, token in enumerate(["<end>", "a", "b", "Ġ", "Ġb", "aa"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("Ġ", "b"), ("a", "a")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend, end_ids=(0,))
+
+
+def test_no_token_reaches_from_the_prompt_into_the_completion():
+    tokenizer = merging()
+    template = Template(Text(template="none"), tokenizer)
+    example = encode({"prompt": "ba", "completion": " b"}, template, tokenizer)
+    assert (example.tokens.tolist(), example.trained.tolist()) == ([2, 1, 4, 0], [False, False, True, True])
+    for prompt, completion in (("a ", "b"), ("a", "a")):
+        with pytest.raises(ConfigError, match=f"a token reaches from the prompt's end '{prompt}' into the completion"):
+            encode({"prompt": prompt, "completion": completion}, template, tokenizer)
+
+
+def test_a_space_that_a_tokenizer_puts_before_every_text_is_not_trained():
+    """As SentencePiece's do: "x" alone is "▁x", and within a text it is not."""
+    vocab = {token: i for i, token in enumerate(["<end>", "▁", "▁x", "x", "=", "▁="])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("▁", "x"), ("▁", "=")]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = Tokenizer(backend, end_ids=(0,))
+    template = Template(Text(template="none"), tokenizer)
+    assert encode({"prompt": "=", "completion": "x"}, template, tokenizer).tokens.tolist() == [5, 3, 0]
+    assert encode({"prompt": "=", "completion": " x"}, template, tokenizer).tokens.tolist() == [5, 2, 0]
+    backend.normalizer = tokenizers.normalizers.Lowercase()
+    with pytest.raises(ConfigError, match="does not give back the completion 'X'"):
+        encode({"prompt": "=", "completion": "X"}, template, tokenizer)
 
 
 def test_what_cannot_be_trained_on():

@@ -71,7 +71,7 @@ def test_bytes_vocabulary():
 
 @pytest.mark.parametrize("name", ["", "tokenizer.json"])
 def test_a_released_tokenizer(directory, name):
-    tokenizer = load(Text(), default=str(directory / name))
+    tokenizer = load(Text(tokenizer=str(directory / name)))
     assert tokenizer.end_ids == (2, 0) and tokenizer.chat_template == CHATML
     text = "the cat sat on the mat, naïvely<|im_end|>"
     ids = tokenizer.encode(text)
@@ -95,7 +95,6 @@ def test_save_and_load(directory, tmp_path):
 def test_a_tokenizer_that_cannot_be_read(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     for text, said in [
-        (Text(), "'auto' but no weights bring one"),
         (Text(tokenizer="nowhere"), "there is no file nowhere"),
         (Text(tokenizer=str(tmp_path)), "is not a tokenizer.json"),
     ]:
@@ -130,6 +129,8 @@ def test_templates_without_a_chat_template():
     assert question == "What is {{ 2+2 }}?. Assistant:"
     for part in ("User", "Assistant", "first thinks", "<think> the reasoning </think> <answer> the answer </answer>."):
         assert part in preamble
+    said = render(CONVERSATION, template="r1-zero", system="Add.")[0]
+    assert said == f"{preamble} Add. User: 2+2?. Assistant: <think>so</think>4 User: 3+3?. Assistant:"
 
 
 def test_inline_templates_and_what_they_prefill():
@@ -145,8 +146,10 @@ def test_chat_template(directory):
     text = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert auto.render("hi").text == text == Template(Text(template="chat"), tokenizer).render("hi").text
     assert auto.encode("hi") == (tokenizer.encode(text), "")
-    system = Template(Text(system="Be brief."), tokenizer).render("hi").text
-    assert system == text.replace("Be kind.", "Be brief.")
+    brief = Template(Text(system="Be brief."), tokenizer)
+    assert brief.render("hi").text == text.replace("Be kind.", "Be brief.")
+    own = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "hi"}]
+    assert brief.render(own).text == text.replace("Be kind.", "Be long.")
     off = Template(Text(template_options={"enable_thinking": False}), tokenizer).render("hi")
     assert off.prefill == "<think>\n\n</think>\n\n" and off.text == text + off.prefill
     with pytest.raises(ConfigError, match="template chat: no tools here"):

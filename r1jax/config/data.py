@@ -45,6 +45,6 @@ class Text:
     """``auto`` is the tokenizer's chat template, or r1-zero if it has none; ``chat``, ``r1``, ``r1-zero``, ``none``; or Jinja
     text, which holds ``{{``, with ``prompt`` and ``messages`` defined."""
     system: str | None = None
-    """A system message put before the prompt's messages."""
+    """A system message put before the prompt's messages, unless they begin with one."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """Passed on to the template (``enable_thinking`` and the like)."""

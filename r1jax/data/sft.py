@@ -23,28 +23,39 @@ class Example(NamedTuple):
 
 
 def encode(row: dict, template: Template, tokenizer: Tokenizer) -> Example:
-    """A row's prompt and completion as tokens. The two are encoded apart, as they are in sampling.
+    """A row's prompt and completion as tokens: those of the prompt are the ones that sampling begins with.
 
-    ``completion`` is the assistant's whole turn. What the template pre-fills of it stands in the prompt and is not trained on.
+    ``completion`` is the assistant's whole turn. It does not go through the template, which may delete a thought from it. What
+    the template pre-fills of it stands in the prompt and is not trained on.
 
     Raises:
-      ConfigError: the row has no completion, it does not begin with the prefill, it does not survive the tokenizer, or the
-        tokenizer has no end token.
+      ConfigError: the row has no completion, the template leaves out a message of the prompt, the completion does not begin
+        with the prefill, its first token begins inside the prompt, it does not survive the tokenizer, or the tokenizer has no
+        end token.
     """
+    source = f"source {row.get('source')!r}"
     if "completion" not in row:
-        raise ConfigError(f"source {row.get('source')!r}: a row has no 'completion' to train on (prompt {row['prompt']!r:.60})")
+        raise ConfigError(f"{source}: a row has no 'completion' to train on (prompt {row['prompt']!r:.60})")
     if not tokenizer.end_ids:
         raise ConfigError("the tokenizer has no end token, so that no completion could end; give its directory an eos_token")
-    ids, prefill = template.encode(row["prompt"])
+    prompt, prefill = template.render(row["prompt"])
+    for message in template.messages(row["prompt"]):
+        # What the assistant said earlier may lose its thought, as it does in sampling.
+        if message["role"] != "assistant" and message["content"].strip() not in prompt:
+            raise ConfigError(f"{source}: the template leaves out the {message['role']} message {message['content']!r:.60}")
     if not row["completion"].startswith(prefill):
-        raise ConfigError(f"source {row.get('source')!r}: completion {row['completion']!r:.60} lacks the prefill {prefill!r}")
-    text = row["completion"][len(prefill) :]
-    completion = tokenizer.encode(text)
-    if tokenizer.decode(completion) != text:
-        raise ConfigError(f"source {row.get('source')!r}: the tokenizer does not give back the completion {text!r:.60}")
-    completion.append(tokenizer.end_ids[0])
-    tokens = np.array(ids + completion, np.int32)
-    return Example(tokens, np.arange(len(tokens)) >= len(ids))
+        raise ConfigError(f"{source}: completion {row['completion']!r:.60} lacks the prefill {prefill!r}")
+    completion = row["completion"][len(prefill) :]
+    ids, tokens = tokenizer.encode(prompt), tokenizer.encode(prompt + completion)
+    if tokens[: len(ids)] != ids:
+        raise ConfigError(
+            f"{source}: a token reaches from the prompt's end {prompt[-20:]!r} into the completion {completion[:20]!r}, which "
+            "sampling cannot do; let the template end, or the completion begin, elsewhere: a space belongs to the word after it"
+        )
+    if tokenizer.decode(tokens) != tokenizer.decode(ids) + completion:
+        raise ConfigError(f"{source}: the tokenizer does not give back the completion {completion!r:.60}")
+    tokens.append(tokenizer.end_ids[0])
+    return Example(np.array(tokens, np.int32), np.arange(len(tokens)) >= len(ids))
 
 
 def take(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -19,7 +18,13 @@ R1_ZERO = (
     "{{ prefix }}A conversation between a User and an Assistant. The User asks a question, and the Assistant solves it. The "
     "Assistant first thinks about how to reason in its mind and then gives the User the answer. The reasoning is enclosed in "
     "<think> </think> tags and the answer in <answer> </answer> tags, that is: <think> the reasoning </think> "
-    "<answer> the answer </answer>. User: {{ prompt }}. Assistant:"
+    "<answer> the answer </answer>."
+    "{% for m in messages %}"
+    "{% if m.role == 'system' %} {{ m.content }}"
+    "{% elif m.role == 'user' %} User: {{ m.content }}. Assistant:"
+    "{% elif m.role == 'assistant' %} {{ m.content | trim }}"
+    "{% else %}{{ raise_exception('the template r1-zero knows the roles system, user and assistant, not ' ~ m.role) }}"
+    "{% endif %}{% endfor %}"
 )
 """R1-Zero's preamble (arXiv 2501.12948v1, Table 1) in words of our own; the last sentence, with its full stop, as printed."""
 
@@ -40,8 +45,7 @@ NONE = "{{ prefix }}{{ prompt }}"
 _PREFILL = re.compile(r"<think>\s*(?:</think>\s*)?$")
 
 
-@dataclass(frozen=True)
-class Rendered:
+class Rendered(NamedTuple):
     text: str
     """What the policy continues."""
     prefill: str
@@ -52,9 +56,9 @@ class Rendered:
 class Template:
     """``text.template`` with its variables.
 
-    Jinja templates see ``messages`` (the system message first, if ``text.system`` is set), ``prompt`` (the contents of the
-    messages, a blank line between them), ``prefix`` (what the tokenizer puts before a plain text), ``bos_token``,
-    ``eos_token`` and the like, ``add_generation_prompt`` (true), and ``text.template_options``. They run in Jinja's sandbox.
+    Jinja templates see ``messages``, ``prompt`` (the contents of the messages, a blank line between them), ``prefix`` (what the
+    tokenizer puts before a plain text), ``bos_token``, ``eos_token`` and the like, ``add_generation_prompt`` (true), and
+    ``text.template_options``. They run in Jinja's sandbox.
 
     Attributes:
       source: the Jinja text.
@@ -71,15 +75,20 @@ class Template:
         except jinja2.TemplateError as e:
             raise ConfigError(f"template {self._name}: {e}") from e
 
+    def messages(self, prompt: str | list[dict]) -> list[dict]:
+        """A string is one user message. ``text.system`` comes before messages that have no system message of their own."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if self._text.system is not None and messages[0]["role"] != "system":
+            return [{"role": "system", "content": self._text.system}, *messages]
+        return messages
+
     def render(self, prompt: str | list[dict]) -> Rendered:
-        """The prompt as text. A string is one user message.
+        """The prompt as text.
 
         Raises:
           ConfigError: the template refuses the messages.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if self._text.system is not None:
-            messages = [{"role": "system", "content": self._text.system}, *messages]
+        messages = self.messages(prompt)
         variables = {
             "bos_token": "",
             "eos_token": "",

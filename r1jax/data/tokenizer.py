@@ -70,22 +70,13 @@ class Tokenizer:
         _write(directory / "generation_config.json", {"eos_token_id": list(self.end_ids)})
 
 
-def load(text: Text, default: str | None = None) -> Tokenizer:
-    """The tokenizer that ``text`` names. ``default``, a path, is the one that came with the initial weights.
+def load(text: Text) -> Tokenizer:
+    """The tokenizer that ``text`` names; ``auto`` names none, for it comes with the weights.
 
     Raises:
       ConfigError: there is none, or its files cannot be read.
     """
-    name = text.tokenizer
-    if name == "bytes":
-        return byte_tokenizer()
-    if name == "auto":
-        if default is None:
-            raise ConfigError(
-                "text.tokenizer is 'auto' but no weights bring one; name a tokenizer.json, a directory or 'bytes'"
-            )
-        name = default
-    return from_files(Path(name).expanduser())
+    return byte_tokenizer() if text.tokenizer == "bytes" else from_files(Path(text.tokenizer).expanduser())
 
 
 def from_files(path: Path) -> Tokenizer:
