@@ -31,6 +31,11 @@ class Stage:
     """Length of a packed row. Longer sequences are left out and counted."""
     micro_batch: int = 8
     """Packed rows in one forward and backward pass, over all devices. Gradients do not depend on it."""
+    param_dtype: DType | None = None
+    """How parameters are held. None is float32 for weights that were loaded, whatever their file has, and else the model's. In
+    bfloat16 the optimizer keeps a float32 copy."""
+    dtype: DType | None = None
+    """Activations between matrix products; None keeps the model's."""
     matmul_dtype: DType | None = None
     """Operands of matrix products; None keeps the model's. Sums are float32 either way."""
     remat: bool | None = None
