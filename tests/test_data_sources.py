@@ -1,8 +1,14 @@
+import dataclasses
+import io
 import json
+import sys
 from collections import Counter
 
+import pyarrow.parquet
 import pytest
+from hub_server import COMMIT, serve
 
+from r1jax import rewards
 from r1jax.config import ConfigError, Source
 from r1jax.data.sources import Mixture, load
 
@@ -68,10 +74,14 @@ def test_jsonl_holds_out_by_prompt(tmp_path):
 @pytest.mark.parametrize(
     "path, options, said",
     [
-        ("nowhere.jsonl", {}, "cannot read nowhere.jsonl"),
-        ("rows.json", {}, "not a .jsonl file"),
+        ("nowhere.jsonl", {}, "nowhere.jsonl: no such file"),
+        ("pyproject.toml", {}, "not a .jsonl or a .parquet file"),
+        ("tests", {}, "has no .jsonl or .parquet files for split 'train'"),
+        ("nowhere.jsonl", {"test_shar": 0.1}, "options.test_shar: FileOptions has no such field"),
+        ("nowhere.jsonl", {"test_share": 1.0}, "test_share is 1.0"),
+        ("nowhere.jsonl", {"answer_pattern": "("}, "answer_pattern '(' is no regular expression"),
         ("r1jax.data.nothing:rows", {}, "cannot import"),
-        ("nothing.py:rows", {}, "no such file"),
+        ("nothing.py:rows", {}, "there is no file"),
         ("r1jax.data.arithmetic:row", {}, "did you mean rows"),
         ("r1jax.data.arithmetic:rows", {"digts": 3}, "unexpected keyword argument 'digts'"),
         ("r1jax.data.arithmetic:rows", {"digits": 0}, "digits is 0"),
@@ -81,6 +91,113 @@ def test_a_source_that_cannot_be_read(path, options, said):
     with pytest.raises(ConfigError) as error:
         load(Source(path=path, name="mine", options=options))
     assert str(error.value).startswith("source 'mine': ") and said in str(error.value) and "\n" not in str(error.value)
+
+
+# Of every row of GSM8K the answer ends in a line "#### NUMBER"; its repository has two configs of two splits each.
+GSM8K = {"config": "main", "fields": {"prompt": "question"}, "answer_pattern": "#### (.+)"}
+SUMS = [{"question": f"{i} apples and {i} more?", "answer": f"<<{i}+{i}={2 * i}>>\n#### {2 * i:,}"} for i in range(900)]
+
+
+def parquet(rows):
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def gsm8k(tmp_path):
+    """A folder with the files of openai/gsm8k: ten training rows in two shards, four of the test split."""
+    parts = {"main/train-00000-of-00002-ab12": SUMS[500:505], "main/train-00001-of-00002-cd34": SUMS[505:510]}
+    parts |= {"main/test-00000-of-00001": SUMS[700:704], "socratic/train-00000-of-00001": SUMS[:3]}
+    files = {f"{name}.parquet": parquet(rows) for name, rows in parts.items()} | {"README.md": b""}
+    for name, content in files.items():
+        (tmp_path / "gsm8k" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "gsm8k" / name).write_bytes(content)
+    return tmp_path / "gsm8k"
+
+
+def test_a_data_set_with_configs_splits_and_columns(gsm8k):
+    source = Source(path=str(gsm8k), name="gsm8k", options=GSM8K)
+    train, test = load(source), load(source, held_out=True)
+    assert [row["answer"] for row in train] == [f"{2 * i:,}" for i in range(500, 510)]
+    assert [row["prompt"] for row in test] == [row["question"] for row in SUMS[700:704]]
+    question = SUMS[500]["question"]
+    assert train[0] == {"question": question, "prompt": question, "answer": "1,000", "source": "gsm8k"}
+    reward = rewards.load("accuracy")
+    assert [reward(None, f"\\boxed{{{answer}}}", train[0]).value for answer in ("1000", "1,000", "500")] == [1.0, 1.0, 0.0]
+    # A share is cut from the training rows; what is left is the rest.
+    cut = dataclasses.replace(source, options={**GSM8K, "test_share": 0.4})
+    both = [*load(cut), *load(cut, held_out=True)]
+    assert 0 < len(load(cut)) < 10 and sorted(r["prompt"] for r in both) == sorted(r["prompt"] for r in train)
+    # The pattern names the files, of either config.
+    socratic = dataclasses.replace(source, options={**GSM8K, "config": None, "files": "socratic/{split}-*.parquet"})
+    assert [row["answer"] for row in load(socratic)] == ["0", "2", "4"]
+    one = dataclasses.replace(source, path=f"{gsm8k}/main/test-00000-of-00001.parquet", split="test")
+    assert list(load(one)) == list(test)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"config": None}, "has several sets of rows (main/train-00000-of-00002-ab12.parquet, "),
+        ({"config": "mian"}, "has no .jsonl or .parquet files for split 'train', config 'mian'; it has main/test-00"),
+        ({"files": "main/tran*"}, "for split 'train', config 'main', files 'main/tran*'; it has"),
+        ({"fields": {"prompt": "problem"}}, "ab12.parquet row 0: no 'problem' for 'prompt' (it has 'question', 'a"),
+        ({"fields": {}}, "row 0: no 'prompt' (it has"),
+        ({"answer_pattern": r"boxed\{(.+)\}"}, "row 0: answer_pattern 'boxed\\\\{(.+)\\\\}' finds nothing in"),
+    ],
+)
+def test_a_data_set_that_is_not_as_the_options_say(gsm8k, change, said):
+    with pytest.raises(ConfigError) as error:
+        load(Source(path=str(gsm8k), name="mine", options={**GSM8K, **change}))
+    assert str(error.value).startswith("source 'mine': ") and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_that_name_no_split_and_other_splits(gsm8k, tmp_path):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name, numbers in (("a1", (1, 2)), ("a2", (3,))):
+        jsonl(rows, *({"prompt": f"{i}?", "answer": i} for i in numbers), name=f"{name}.jsonl")
+    source = Source(path=str(rows))
+    assert [row["answer"] for row in load(source)] == [1, 2, 3]
+    with pytest.raises(ConfigError, match="holds nothing out; set options test_share"):
+        load(source, held_out=True)
+    jsonl(rows, {"prompt": "4?", "answer": 4}, name="validation.jsonl")
+    assert [row["answer"] for row in load(dataclasses.replace(source, split="validation"))] == [4]
+    with pytest.raises(ConfigError, match="no .jsonl or .parquet files for split 'train'; it has a1.jsonl, a2.jsonl, val"):
+        load(source)
+
+
+def test_parquet_that_cannot_be_read(gsm8k, monkeypatch):
+    file = gsm8k / "main/test-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    source = Source(path=str(gsm8k), split="test", options=GSM8K)
+    with pytest.raises(ConfigError, match="test-00000-of-00001.parquet is not a Parquet file, or not all of it"):
+        load(source)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match=r"pip install 'r1jax\[parquet\]'"):
+        load(source)
+
+
+def test_a_data_set_on_the_hub(gsm8k, tmp_path):
+    program = f"""
+from r1jax.config import ConfigError, Source
+from r1jax.data.sources import load
+rows = load(Source(path="openai/gsm8k@v1", name="gsm8k", options={GSM8K}), held_out=True)
+print(rows.digest, rows.commit, len(rows), rows[3]["prompt"], rows[3]["answer"])
+try:
+    load(Source(path="openai/gsm8k", split="val", options={{"config": "main"}}))
+except ConfigError as error:
+    print(error)
+"""
+    with serve() as hub:
+        files = [file for file in gsm8k.rglob("*") if file.is_file()]
+        hub.repos["datasets/openai/gsm8k"] = {str(file.relative_to(gsm8k)): file.read_bytes() for file in files}
+        said = hub.run(tmp_path, program)
+        assert hub.downloads() == ["main/test-00000-of-00001.parquet"]
+    local = load(Source(path=str(gsm8k), options=GSM8K), held_out=True)
+    assert said[0] == f"{local.digest} {COMMIT} 4 703 apples and 703 more? 1,406"
+    assert said[1].startswith("source 'arithmetic': openai/gsm8k: has no .jsonl or .parquet files for split 'val', config")
 
 
 def test_a_function_in_a_file(tmp_path):
@@ -151,6 +268,6 @@ def test_reasoning_gym():
 
 
 def test_reasoning_gym_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r"pip install 'r1jax\[reasoning-gym\]'"):
         load(Source(path="reasoning_gym:chain_sum"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,8 @@ class Source:
     """Rows ``{"prompt": str or messages, "answer": any, "source": str, ...}`` and the rewards that score them."""
 
     path: str = "r1jax.data.arithmetic:rows"
-    """A JSONL file of rows; ``reasoning_gym:TASK`` (extra); or ``pkg.mod:f`` / ``file.py:f``, where f(split, **options)
-    returns a sequence of rows."""
+    """A ``.jsonl`` or ``.parquet`` (extra) file or a folder of them, here, on the Hub (``org/name[@revision]``) or on ``gs://``;
+    ``reasoning_gym:TASK`` (extra); or ``pkg.mod:f`` / ``file.py:f``, where f(split, **options) returns a sequence of rows."""
     name: str = "arithmetic"
     """Written into each row's ``source``; metrics are kept per name."""
     split: str = "train"
@@ -23,7 +24,7 @@ class Source:
     limit: int | None = None
     """Use only the first N rows."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Passed on to the source: a task's difficulty, a size, a seed."""
+    """Of files, the fields of ``FileOptions``; else passed on to the source: a task's difficulty, a size, a seed."""
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     """Reward name -> weight; the total is the weighted sum. A name is a built-in, ``pkg.mod:f`` or ``path/file.py:f``."""
 
@@ -32,6 +33,32 @@ class Source:
             raise ConfigError(f"source {self.name!r}: weight is {self.weight}; it must be >= 0")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"source {self.name!r}: limit is {self.limit}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """The ``options`` of a source of files. GSM8K: ``{"config": "main", "fields": {"prompt": "question"},
+    "answer_pattern": "#### (.+)"}``."""
+
+    config: str | None = None
+    """The folder of the repository whose rows are meant; a data set on the Hub often has several."""
+    files: str | None = None
+    """A pattern of names (``data/{split}-*.parquet``). Without it the files of a split are those that have its name as a word
+    in theirs; files that name no split are for training."""
+    test_share: float = 0.0
+    """Share of the rows for training, by a hash of their prompts, that are held out as the split ``test``."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """A row's field -> the column that it is, ``{"prompt": "question"}``. The columns stay in the row too."""
+    answer_pattern: str | None = None
+    """A regular expression; the answer becomes what its first group finds in it."""
+
+    def __post_init__(self):
+        if not 0 <= self.test_share < 1:
+            raise ConfigError(f"test_share is {self.test_share}; it must be in [0, 1)")
+        try:
+            re.compile(self.answer_pattern or "")
+        except re.error as e:
+            raise ConfigError(f"answer_pattern {self.answer_pattern!r} is no regular expression: {e}") from e
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,20 @@
-"""Rows by index: from a file, a task generator or a function; and several sources mixed into one endless sequence."""
+"""Rows by index: from files, a task generator or a function; and several sources mixed into one endless sequence."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from r1jax.config import ConfigError, Source
+from r1jax.config import ConfigError, FileOptions, Source, from_json
+from r1jax.data import files
 from r1jax.data.split import held_out as is_held_out
+from r1jax.rewards.load import load_file
 
 GYM_TEST_SHARE = 1 / 4
 GYM_TRIES = 200
@@ -25,8 +24,8 @@ GYM_TRIES = 200
 def load(source: Source, *, held_out: bool = False) -> Rows:
     """The rows of a source.
 
-    - ``NAME.jsonl``: one JSON object a line. Its ``test`` split are the rows whose prompt's hash falls into
-      ``options["test_share"]``; the ``train`` split are the others, all rows if the option is absent.
+    - ``NAME.jsonl``, ``NAME.parquet``, a folder of such files, ``gs://BUCKET/PATH``, or a data set on the Hub,
+      ``org/name[@revision]``: ``options`` are ``config.FileOptions``.
     - ``reasoning_gym:TASK``: ``options`` are the task's, beside ``seed`` and ``size``. A question's hash decides its split.
       A row also carries ``task`` and ``entry``, for the reward ``reasoning_gym``.
     - ``pkg.mod:f`` or ``file.py:f``: ``f(split, **options)`` returns a sequence of rows.
@@ -41,27 +40,27 @@ def load(source: Source, *, held_out: bool = False) -> Rows:
     """
     split = "test" if held_out else source.split
     target, colon, name = source.path.rpartition(":")
-    digest = ""
     if target == "reasoning_gym":
-        rows, where = _gym(source, name, split), source.path
-    elif source.path.endswith(".jsonl"):
-        rows, digest = _jsonl(source, split)
-        where = None
-    elif colon and target and name:
-        rows, where = _call(source, target, name, split), source.path
+        rows = Rows(source, _gym(source, name, split), source.path)
+    elif colon and target and name and "://" not in source.path and not Path(source.path).expanduser().exists():
+        rows = Rows(source, _call(source, target, name, split), source.path)
     else:
-        raise _error(source, f"path {source.path!r} is not a .jsonl file, reasoning_gym:TASK, pkg.mod:f or file.py:f")
+        table = _files(source, split)
+        rows = Rows(source, table.rows, None, table.digest, table.commit)
     if not len(rows):
         raise _error(source, f"{source.path} has no rows in split {split!r}")
-    return Rows(source, rows, where, digest)
+    return rows
 
 
 class Rows(Sequence):
-    """A source's rows: checked, cut to its ``limit``, and with its name. ``digest`` names the content of a file."""
+    """A source's rows: checked, cut to its ``limit``, and with its name. ``digest`` names the content of files, ``commit`` the
+    state of their repository on the Hub."""
 
-    def __init__(self, source: Source, rows: Sequence[dict], where: str | None, digest: str = ""):
+    def __init__(
+        self, source: Source, rows: Sequence[dict], where: str | None, digest: str = "", commit: str | None = None
+    ):
         """``where`` is what a complaint about a row calls the source; None if the rows have been checked."""
-        self.source, self.rows, self.where, self.digest = source, rows, where, digest
+        self.source, self.rows, self.where, self.digest, self.commit = source, rows, where, digest, commit
         self.length = len(rows) if source.limit is None else min(len(rows), source.limit)
 
     def __len__(self) -> int:
@@ -160,39 +159,11 @@ def prompt_problem(prompt: Any) -> str | None:
     return None
 
 
-def _jsonl(source: Source, split: str) -> tuple[list[dict], str]:
-    """The rows of a file and a digest of the whole file."""
-    options = dict(source.options)
-    share = options.pop("test_share", 0.0)
-    if options:
-        raise _error(source, f"unknown options {', '.join(options)}; a JSONL file has test_share")
-    if not isinstance(share, int | float) or not 0 <= share < 1:
-        raise _error(source, f"test_share is {share!r}; it must be in [0, 1)")
-    if split not in ("train", "test"):
-        raise _error(source, f"a JSONL file has no split {split!r}; use 'train' or 'test'")
-    if split == "test" and not share:
-        raise _error(
-            source, f"{source.path} holds nothing out; set options test_share, name eval.sources, or set eval.every to 0"
-        )
+def _files(source: Source, split: str) -> files.Table:
     try:
-        content = Path(source.path).expanduser().read_bytes()
-    except OSError as e:
-        raise _error(source, f"cannot read {source.path}: {e.strerror}") from e
-    rows = []
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError as e:
-            raise _error(source, f"{source.path}:{number}: not UTF-8 at byte {e.start}") from e
-        except json.JSONDecodeError as e:
-            raise _error(source, f"{source.path}:{number}: not JSON, {e.msg} at column {e.colno}") from e
-        if problem := _problem(row):
-            raise _error(source, f"{source.path}:{number}: {problem}")
-        if is_held_out(_json(row["prompt"]), share) == (split == "test"):
-            rows.append(row)
-    return rows, hashlib.sha256(content).hexdigest()
+        return files.load(source.path, split, from_json(FileOptions, source.options, "options"), _problem)
+    except ValueError as e:
+        raise _error(source, str(e)) from e
 
 
 class _Gym(Sequence):
@@ -254,27 +225,13 @@ def _call(source: Source, target: str, name: str, split: str) -> Sequence[dict]:
 
 def _import(source: Source, target: str, name: str) -> Callable[..., Sequence[dict]]:
     try:
-        module = _import_file(target) if target.endswith(".py") else importlib.import_module(target)
+        module = load_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
     except (ImportError, OSError, SyntaxError) as e:
         raise _error(source, f"cannot import {target}: {e}") from e
     function = vars(module).get(name)
     if not callable(function):
         raise _error(source, f"{target} has no function {name!r}{_nearest(name, vars(module))}")
     return function
-
-
-def _import_file(target: str) -> ModuleType:
-    path = Path(target).expanduser().resolve()
-    if not path.is_file():
-        raise FileNotFoundError("there is no such file")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # so that it can import its neighbours
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def _nearest(name: str, names: Any) -> str:

@@ -20,8 +20,6 @@ BUILT_IN = {
 def load(name: str) -> Callable:
     """The reward that ``name`` stands for: a built-in, ``pkg.mod:f``, or ``path/file.py:f``.
 
-    A file's folder is put at the end of ``sys.path``, so that the file can import its neighbours.
-
     Raises:
       ValueError: there is no such reward, or its module cannot be imported; one line.
     """
@@ -29,7 +27,7 @@ def load(name: str) -> Callable:
     if not colon or not module_name or not attribute:
         raise ValueError(f"reward {name!r}: not a built-in ({', '.join(BUILT_IN)}), nor 'pkg.mod:f', nor 'path/file.py:f'")
     try:
-        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
+        module = load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
     except FileNotFoundError as e:
         raise ValueError(f"reward {name!r}: {e}") from e
     except Exception as e:
@@ -42,7 +40,13 @@ def load(name: str) -> Callable:
     return function
 
 
-def _load_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
+    """Imports a file, once; its folder is put at the end of ``sys.path``, so that the file can import its neighbours.
+
+    Raises:
+      FileNotFoundError: there is none; one line.
+      Exception: whatever the file raises.
+    """
     path = path.expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
