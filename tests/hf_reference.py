@@ -13,8 +13,11 @@ from r1jax import config
 from r1jax.convert import hf_config, names
 
 
-def draw(module: torch.nn.Module, seed: int = 0, kernel: float = 0.25, embedding: float = 0.5) -> None:
-    """Fills a module with values that leave nothing at 0 or 1: norms spread around 1, biases (the router's too) around 0."""
+def draw(module: torch.nn.Module, seed: int = 0, kernel: float = 0.25, **scales: float) -> None:
+    """Fills a module with values that leave nothing at 0 or 1: norms spread around 1, biases (the router's too) around 0.
+
+    ``scales`` holds the spread of the matrices whose name contains the key, instead of ``kernel``.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict(keep_vars=True).items():
         values = torch.randn(tensor.shape, generator=generator)
@@ -23,7 +26,7 @@ def draw(module: torch.nn.Module, seed: int = 0, kernel: float = 0.25, embedding
         elif "bias" in name:
             values = 0.1 * values
         else:
-            values = (embedding if "embed" in name else kernel) * values
+            values = next((scale for part, scale in scales.items() if part in name), kernel) * values
         tensor.data.copy_(values)
 
 
