@@ -1,4 +1,4 @@
-"""What the commands read and write."""
+"""What the commands write."""
 
 from __future__ import annotations
 
@@ -9,35 +9,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from r1jax.config import ConfigError
-
-
-def read_jsonl(path: Path) -> list[tuple[str, dict]]:
-    """The objects of a file, each with its place, ``FILE:LINE``, for complaints. Empty lines are left out.
-
-    Raises:
-      ConfigError: it cannot be read, a line is not a JSON object, or there is none.
-    """
-    try:
-        content = path.expanduser().read_bytes()
-    except OSError as e:
-        raise ConfigError(f"cannot read {path}: {e.strerror}") from e
-    rows = []
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError as e:
-            raise ConfigError(f"{where}: not UTF-8 at byte {e.start}") from e
-        except json.JSONDecodeError as e:
-            raise ConfigError(f"{where}: not JSON, {e.msg} at column {e.colno}") from e
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where}: a row is a JSON object, not {type(row).__name__}")
-        rows.append((where, row))
-    if not rows:
-        raise ConfigError(f"{path} has no rows")
-    return rows
 
 
 def check_output(path: Path) -> None:

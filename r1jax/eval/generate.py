@@ -12,7 +12,7 @@ import jax
 
 from r1jax import config
 from r1jax.config import ConfigError, commands
-from r1jax.data import sources
+from r1jax.data import jsonl, sources
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
 from r1jax.eval import files
@@ -105,7 +105,7 @@ def read_prompts(path: Path) -> list[str | list[dict]]:
     Raises:
       ConfigError: the file cannot be read, or a row has no prompt; names file and line.
     """
-    found = files.read_jsonl(path)
+    found = jsonl.read(path)
     for where, row in found:
         if problem := sources.prompt_problem(row.get("prompt")):
             raise ConfigError(f"{where}: {problem}")

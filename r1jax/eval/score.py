@@ -13,6 +13,7 @@ import numpy as np
 from r1jax import config, loading, sharding
 from r1jax.bench import peers
 from r1jax.config import ConfigError, commands
+from r1jax.data import jsonl
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import files
 from r1jax.eval.loaded import open_model
@@ -176,7 +177,7 @@ def read_texts(path: Path) -> list[str]:
     Raises:
       ConfigError: the file cannot be read, or a row has no text; names file and line.
     """
-    found = files.read_jsonl(path)
+    found = jsonl.read(path)
     for where, row in found:
         if not isinstance(row.get("text"), str):
             raise ConfigError(f"{where}: a row must hold 'text', a string (it has {', '.join(map(repr, row)) or 'no fields'})")
