@@ -1,4 +1,4 @@
-"""transformers' models: an independent implementation of every family. Only the names of tensors and fields are the product's."""
+"""transformers' models: an independent implementation of every family; the names of tensors and fields are the product's."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -35,6 +36,32 @@ MLA = config.Model(
     rope=config.Rope(interleaved=True, scaling="yarn", factor=4.0, original_length=16, mscale=1.0, mscale_all_dim=0.7),
     mtp_depth=1,
 )
+
+DENSE = (config.Segment("dense", 2),)
+LLAMA3 = config.Rope(theta=500.0, scaling="llama3", factor=8.0, original_length=32, low_freq_factor=1.0, high_freq_factor=4.0)
+FAMILIES = {  # the first word is how transformers calls the family
+    "DeepseekV3": dataclasses.replace(MLA, mtp_depth=0),
+    "DeepseekV3 without a query latent": dataclasses.replace(
+        MLA,
+        mtp_depth=0,
+        norm_eps=1e-5,
+        attention=dataclasses.replace(MLA.attention, q_rank=None),
+        rope=config.Rope(interleaved=True),
+        moe=dataclasses.replace(MOE, n_shared=2, renormalize=False, n_groups=2, top_groups=1),
+    ),
+    "Qwen3Moe": dataclasses.replace(
+        GQA,
+        segments=(config.Segment("moe", 2),),
+        attention=dataclasses.replace(GQA.attention, qkv_bias=False),
+        moe=config.MoE(n_experts=8, top_k=3, d_ff=12, n_shared=0, scoring="softmax", bias=False),
+    ),
+    "Qwen3": dataclasses.replace(
+        GQA, segments=DENSE, moe=None, tied=True, attention=config.GQA(n_heads=4, n_kv_heads=2, head_dim=16, qk_norm=True)
+    ),
+    "Qwen2": dataclasses.replace(GQA, segments=DENSE, moe=None, attention=config.GQA(4, 1, 8, qkv_bias=True)),
+    "Llama": dataclasses.replace(GQA, segments=DENSE, moe=None, tied=True, attention=config.GQA(4, 2, 8), rope=LLAMA3),
+}
+TOKENS = np.random.default_rng(2).integers(0, 48, (2, 40)).astype(np.int32)
 
 
 def draw(model: config.Model, seed: int = 0, kernel: float = 0.25, embedding: float = 0.5):

@@ -185,7 +185,7 @@ def _refuse(hf, kind: Family) -> None:
         raise ConfigError(f"quantization_config.quant_method {method!r} is not supported; 'fp8' and no quantisation are")
     if set(hf.get("layer_types") or ()) - {"full_attention"}:
         raise ConfigError(f"layer_types {sorted(set(hf['layer_types']))} are not supported; 'full_attention' is")
-    first = hf.get("max_window_layers", 0) if kind != "qwen3_moe" else 0  # Qwen3-MoE applies the window to all its layers
+    first = (hf.get("max_window_layers") or 0) if kind != "qwen3_moe" else 0  # Qwen3-MoE applies the window to all its layers
     if hf.get("use_sliding_window") and hf.get("sliding_window") is not None and first < _need(hf, "num_hidden_layers"):
         raise ConfigError(f"sliding_window {hf['sliding_window']} is not supported; use_sliding_window must be false")
 
