@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 usage() {
   cat <<'USAGE'
-usage: bash launch/test.sh [pytest arguments]
+usage: bash launch/test.sh [parity] [pytest arguments]
 
-Makes the test environment (.venv-test), then runs ruff and pytest on the CPU. `-m slow` runs what takes minutes.
+Makes the test environment (.venv-test), then runs ruff and pytest on the CPU. `-m slow` runs what takes minutes; `parity`
+runs the comparisons with PyTorch and transformers alone.
 
   --dry-run                print the commands instead of running them
   PYTHON=/path/to/python   the Python that .venv-test is made with
@@ -17,6 +18,11 @@ case ${1:-} in
   -h | --help) usage && exit 0 ;;
   --dry-run) DRY_RUN=1 && shift ;;
 esac
+
+if [ "${1:-}" = parity ]; then
+  shift
+  set -- -m 'parity and not slow' "$@"
+fi
 
 cd "$ROOT"
 environment=$ROOT/.venv-test

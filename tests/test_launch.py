@@ -162,12 +162,16 @@ def test_the_tests_install_torch_first_and_pass_arguments_on(machine):
     assert "checkout\\[smollm2\\,test\\]" in commands[2]  # no C compiler there: no reasoning-gym
     assert commands[-2].endswith("-m ruff check . ")
     assert commands[-1].endswith("-m pytest --numprocesses 2 --dist loadfile -m slow ")
+    done, _ = launch(machine, "test.sh", "--dry-run", "parity", "-x")
+    assert done.stdout.splitlines()[-1].endswith("-m pytest --numprocesses 2 --dist loadfile -m parity\\ and\\ not\\ slow -x ")
 
 
 def test_doctor_returns_2_and_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor.hub, "status", lambda: (False, "it does not answer"))  # costs something, and no more
     assert doctor.doctor() == 0
-    assert "8 x cpu" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "8 x cpu" in out and "note hub: models and data sets then come from files" in out
     (tmp_path / "runs").touch()  # a file where the run directories would go
     assert doctor.doctor() == 2
     assert "wrong run directory: go to a directory you may write in" in capsys.readouterr().out
