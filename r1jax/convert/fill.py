@@ -42,7 +42,7 @@ def fill(
     done, total, under_way = 0, sum(nbytes[entry.name] for entry in entries), []
     # The largest come first, while the devices still have room for what is under way beside the arrays.
     for entry in sorted(entries, key=lambda entry: -nbytes[entry.name]):
-        pieces = _read(entry, stacks, read)
+        pieces = read_pieces(entry, stacks, read)
         jax.block_until_ready(under_way)
         under_way = [stack.write(device, at, value) for stack, device, at, value in pieces]
         done += nbytes[entry.name]
@@ -50,7 +50,9 @@ def fill(
     return jax.tree.unflatten(structure, [stack.array() for stack in stacks.values()])
 
 
-def _read(entry: Entry, stacks: Mapping[str, Stack], read: Read) -> list[tuple[Stack, jax.Device, tuple[int, ...], np.ndarray]]:
+def read_pieces(
+    entry: Entry, stacks: Mapping[str, Stack], read: Read
+) -> list[tuple[Stack, jax.Device, tuple[int, ...], np.ndarray]]:
     """What this process's devices hold of a tensor: (array, device, leading index in its shard, value)."""
     found = [(number, stacks["/".join(map(str, part.path))], part.index) for number, part in enumerate(entry.parts)]
     places = [(number, stack, *place) for number, stack, index in found for place in stack.places(index)]
