@@ -1,0 +1,57 @@
+"""R1-Zero on Qwen3-30B-A3B-Base, a mixture of 128 experts: competition mathematics with answers that are whole numbers.
+
+    r1jax train grpo_qwen3_30b_a3b                     # one node of 8 x H200
+    r1jax train grpo_qwen3_30b_a3b --micro-batch 16    # two nodes of 8 x H100
+
+Device    8 GPUs of 141 GB or 16 of 80 GB; experts are split 8 ways. 8 of 80 GB do not hold it: weights, float32 masters,
+          moments, gradients and the sampler's copy alone are 106 GiB on each. Not run here. Rows need the extra `parquet`.
+Memory    117 GiB on each of 8, 64.5 GiB on each of 16: computed, the table that --dry-run prints.
+Expected  unknown, and perhaps a collapse: 3 of 3 GRPO runs of Qwen3-30B-A3B collapsed without routing replay
+          (github.com/NVIDIA/Megatron-LM, issue 4168). This stage cannot replay a rollout's routes, although the forward pass
+          can (`routes`). In those runs one engine sampled and another trained, and 10 % of routers disagreed; here both are
+          one forward pass, with the router in float32. Whether that is enough was not measured: watch
+          sampler/logprob_diff_mean.
+
+Against a collapse: one update a round, so that no ratio compares two routings; a token's weight is cut at 2 where sampler and
+trainer disagree (importance_cap); the router is frozen, and no balance loss pulls at what feeds it. For more updates a round,
+Qwen's ratio of whole sequences is meant to do without replay (GSPO, arXiv 2507.18071): --minibatches 4 --ratio-level sequence
+--clip-low 3e-4 --clip-high 4e-4.
+
+Every expert sees every token so far: 16 times the products that 8 of 128 experts need.
+"""
+
+from r1jax.config import GRPO, Checkpoint, Engine, Eval, Mesh, Optimizer, Sampling, Source, Text
+
+
+def config() -> GRPO:
+    return GRPO(
+        init="Qwen/Qwen3-30B-A3B-Base",
+        text=Text(template="r1-zero"),
+        sources=(
+            Source(
+                path="open-r1/DAPO-Math-17k-Processed",
+                name="math",
+                options={"config": "en", "fields": {"answer": "solution"}, "test_share": 0.02},
+                rewards={"accuracy": 1.0, "format": 1.0},
+            ),
+        ),
+        steps=200,
+        questions=32,
+        group=16,
+        minibatches=1,
+        kl_beta=0.0,
+        importance_cap=2.0,
+        frozen=("router",),
+        bias_rate=0.0,
+        balance_weight=0.0,
+        optimizer=Optimizer(lr=1e-6, weight_decay=0.0),
+        sampling=Sampling(max_new_tokens=2048, stop=("</answer>",)),
+        engine=Engine(slots=128, max_prompt_tokens=512),
+        sequence_length=2560,
+        micro_batch=8,
+        matmul_dtype="bfloat16",
+        remat=True,
+        mesh=Mesh(expert=8, fsdp=0),
+        eval=Eval(every=50, limit=256, final_samples=1),
+        checkpoint=Checkpoint(every=50),
+    )
