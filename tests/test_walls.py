@@ -52,6 +52,8 @@ THIRD_PARTY = {
     "safetensors": ("convert",),
     "gguf": ("convert",),
     "huggingface_hub": ("hub",),
+    "fsspec": ("hub",),
+    "pyarrow": ("data",),
     "transformers": ("bench.peers",),
     "trl": ("bench.peers",),
     "torch": ("bench.peers",),
