@@ -142,6 +142,7 @@ def test_the_custom_config_runs_to_its_end(tmp_path, monkeypatch):
     for stage in ("sft", "grpo"):
         flags += f" --{stage}.sampling.max-new-tokens 8 --{stage}.engine.slots 8 --{stage}.engine.max-prompt-tokens 16"
         flags += f" --{stage}.sequence-length 64 --{stage}.matmul-dtype float32 --{stage}.mesh.fsdp 1 --{stage}.workers.count 1"
+        flags += f" --{stage}.remat False --{stage}.log.no-tensorboard"
     with tiny.quick_to_compile():
         assert cli.main(["train", "mine.py", *flags.split(), "--grpo.no-preflight", "--run-dir", "run"]) == 0
     assert [row["step"] for row in read_metrics(Path("run/sft")) if "loss" in row] == [1, 2]
