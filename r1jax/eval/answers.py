@@ -156,7 +156,23 @@ def answer(
         [q.ids for q in asked], sampling, samples=samples, round=round, ids=[q.name for q in asked], progress=progress
     )
     scoring()
-    each = [q for q in asked for _ in range(samples)]
+    return scored(asked, t, pool=pool, tokenizer=tokenizer, weights=weights)
+
+
+def scored(
+    asked: Sequence[Question],
+    t: Trajectories,
+    *,
+    pool: Pool,
+    tokenizer: Tokenizer,
+    weights: dict[str, dict[str, float]],
+) -> Answers:
+    """The sampled answers with their texts and scores, as many to each question.
+
+    Args:
+      weights: source name -> reward name -> weight.
+    """
+    each = [q for q in asked for _ in range(len(t.length) // len(asked))]
     completions = texts(each, t, tokenizer)
     scores = score(pool, each, completions, weights)
     rewards = np.array([total(s, weights[q.row["source"]]) for s, q in zip(scores, each, strict=True)], np.float32)

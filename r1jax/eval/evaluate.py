@@ -94,7 +94,7 @@ def find_source(task: str, reward: str | None, limit: int) -> config.Source:
         options = json.loads(brace + rest) if brace else {}
     except json.JSONDecodeError as e:
         raise ConfigError(f'--tasks {task}: its options are not JSON, {e.msg}; write them as arithmetic{{"digits":3}}') from e
-    is_whole_file = path.endswith(".jsonl") and "test_share" not in options
+    is_whole_file = path.endswith((".jsonl", ".parquet")) and "test_share" not in options
     return config.Source(
         path=SHORT.get(path, path),
         name=task,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import NamedSharding
 
 from r1jax import config, sharding
 from r1jax.models import cache as caches
@@ -66,8 +67,11 @@ class Sampler:
         self.end_ids = tuple(end_ids)
         self.shardings = sharding.param_shardings(decoder.specs(model), mesh, self.rules)
         self._reshard = jax.jit(partial(decoder.cast_kernels, model=model), out_shardings=self.shardings)
-        self._prefill = jax.jit(self._prefill_rows, static_argnames=("cap", "greedy", "top_p"))
-        self._decode = jax.jit(self._decode_rows, static_argnames=("greedy", "top_p"), donate_argnames=("state",))
+        self._layout = self._decoding_shardings()
+        self._prefill = jax.jit(self._prefill_rows, static_argnames=("cap", "greedy", "top_p"), out_shardings=self._layout)
+        self._decode = jax.jit(
+            self._decode_rows, static_argnames=("greedy", "top_p"), donate_argnames=("state",), out_shardings=self._layout
+        )
         self.params = None
 
     def load(self, params) -> None:
@@ -123,7 +127,7 @@ class Sampler:
           ValueError: as ``generate`` does.
         """
         self._check([prompt], sampling)
-        yield from self._run([prompt], np.arange(1), np.arange(1), self.slots, np.array([id]), sampling, round, chunk)
+        yield from self._run([prompt], np.arange(1), np.arange(1), 1, np.array([id]), sampling, round, chunk)
 
     def _check(self, prompts, sampling: config.Sampling) -> None:
         if self.params is None:
@@ -189,6 +193,18 @@ class Sampler:
             )
         return fitting[0]
 
+    def _decoding_shardings(self) -> Decoding:
+        """Where the rows lie, whichever program they come from: so the next one is compiled once."""
+
+        def lay(*axes):
+            return NamedSharding(self.mesh, sharding.partition(axes, self.rules))
+
+        row, table = lay("batch"), lay("batch", None)
+        cache = tuple(lay(*axes) for _, axes in caches.shapes(self.model, self.slots, 1))
+        return Decoding(
+            cache=cache, tokens=table, logprobs=table, length=row, finish=row, prompt_length=row, keys=row, step=lay()
+        )
+
     def _prefill_rows(self, params, tokens, lengths, owner, prompt_id, sample, rows, round, temperature, *, cap, greedy, top_p):
         """Runs the prompts int32[Q, P] once, gives each of the S rows its question's cache, and samples every row's first
         token."""
@@ -203,7 +219,7 @@ class Sampler:
             tokens=jnp.zeros((self.slots, cap), jnp.int32),
             logprobs=jnp.zeros((self.slots, cap), jnp.float32),
             length=jnp.zeros(self.slots, jnp.int32),
-            finish=jnp.where(jnp.arange(self.slots) < rows, GOING, 0),
+            finish=jnp.where(jnp.arange(self.slots) < rows, jnp.int32(GOING), 0),
             prompt_length=lengths[owner],
             keys=row_keys(self.seed, round, prompt_id, sample),
             step=jnp.zeros((), jnp.int32),
@@ -258,10 +274,10 @@ class Sampler:
             finish[row] = 2
         kept = np.arange(tokens.shape[1]) < length[:, None]
         return state.replace(
-            tokens=jnp.where(kept, state.tokens, 0),
-            logprobs=jnp.where(kept, state.logprobs, 0.0),
-            length=jnp.asarray(length),
-            finish=jnp.asarray(finish),
+            tokens=jax.device_put(jnp.where(kept, state.tokens, 0), self._layout.tokens),
+            logprobs=jax.device_put(jnp.where(kept, state.logprobs, 0.0), self._layout.logprobs),
+            length=sharding.put(length, self.mesh, self.rules, "batch"),
+            finish=sharding.put(finish, self.mesh, self.rules, "batch"),
         )
 
 

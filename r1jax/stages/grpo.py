@@ -18,7 +18,6 @@ from r1jax.data.packing import pack_sequences
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
-from r1jax.rewards import total
 from r1jax.stages.evaluation import hold_out
 from r1jax.stages.workspace import Workspace
 from r1jax.types import PackedBatch
@@ -79,21 +78,18 @@ def roll_out(work: Workspace, asked: list[Question]) -> Answers:
             ids=[q.name for q in asked],
             progress=work.display.advance,
         )
-    each = [q for q in asked for _ in range(stage.group)]
-    with work.phase("reward", len(each), "answers"):
-        completions = asking.texts(each, t, work.tokenizer)
-        scores = asking.score(work.pool, each, completions, work.weights)
-        rewards = np.array([total(s, work.weights[q.row["source"]]) for s, q in zip(scores, each, strict=True)], np.float32)
+    with work.phase("reward", len(t.length), "answers"):
+        answers = asking.scored(asked, t, pool=work.pool, tokenizer=work.tokenizer, weights=work.weights)
     work.rollout_rate = rollout.tokens_per_s
-    failed = [(i, name, s) for i, by_name in enumerate(scores) for name, s in by_name.items() if s.status != "ok"]
-    if len(failed) > stage.workers.max_error_share * sum(len(s) for s in scores):
+    count = sum(len(scores) for scores in answers.scores)
+    failed = [(i, name, s) for i, scores in enumerate(answers.scores) for name, s in scores.items() if s.status != "ok"]
+    if len(failed) > stage.workers.max_error_share * count:
         i, name, first = failed[0]
         raise GuardStop(
-            f"{len(failed)} of {sum(len(s) for s in scores)} scores failed, more than workers.max_error_share "
-            f"{stage.workers.max_error_share}; the first: reward {name} {first.status}: {first.why} "
-            f"(answer {completions[i]!r:.120})"
+            f"{len(failed)} of {count} scores failed, more than workers.max_error_share {stage.workers.max_error_share}; the "
+            f"first: reward {name} {first.status}: {first.why} (answer {answers.completions[i]!r:.120})"
         )
-    return Answers(each, t, completions, scores, rewards)
+    return answers
 
 
 def split(work: Workspace, answers: Answers, advantages: np.ndarray) -> list[np.ndarray]:
@@ -169,7 +165,7 @@ def show(work: Workspace, answers: Answers, i: int) -> None:
 
 
 def end_of_round(work: Workspace, began: int) -> None:
-    """Refreshes the reference, evaluates and saves, whenever the round crossed a multiple of their periods."""
+    """Refreshes the reference, evaluates, saves and exports, whenever the round crossed a multiple of their periods."""
     stage, step = work.stage, work.step
     last = step >= stage.steps
 
@@ -184,4 +180,6 @@ def end_of_round(work: Workspace, began: int) -> None:
         score = values["eval/pass@1"]
     if last or due(stage.checkpoint.every):
         work.save(score)
+    if stage.export.every and (due(stage.export.every) or last):
+        work.export()
     work.stop_if_terminated()
