@@ -45,6 +45,7 @@ def fill(
         pieces = read_pieces(entry, stacks, read)
         jax.block_until_ready(under_way)
         under_way = [stack.write(device, at, value) for stack, device, at, value in pieces]
+        del pieces
         done += nbytes[entry.name]
         progress(done, total)
     return jax.tree.unflatten(structure, [stack.array() for stack in stacks.values()])
