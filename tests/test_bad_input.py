@@ -116,7 +116,7 @@ def test_settings_that_cannot_work(folder, capsys, options, said):
         (ROW + "\n" + ROW + "{'prompt': 'a'}\n", "rows.jsonl:4: not JSON"),
         (ROW + '{"prompt": 3, "answer": 2}\n', "rows.jsonl:2: 'prompt' is int"),
         (ROW + '{"prompt": "1+1="}\n', "rows.jsonl:2: no 'answer'"),
-        (ROW + "[1, 2]\n", "rows.jsonl:2: a row is an object"),
+        (ROW + "[1, 2]\n", "rows.jsonl:2: a row is a JSON object"),
         ("", "rows.jsonl has no rows"),
         ("\n\n", "rows.jsonl has no rows"),
     ],
@@ -130,13 +130,13 @@ def test_rows_of_a_file(folder, capsys, rows, said):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ('Source(path="nowhere.jsonl")', "cannot read nowhere.jsonl"),
-        ('Source(path="rows.txt")', "is not a .jsonl file"),
+        ('Source(path="nowhere.jsonl")', "path 'nowhere.jsonl' is no file or folder here"),
+        ('Source(path="rows.txt")', "path 'rows.txt' is no file or folder here"),
         ('Source(path="nothing.here:rows")', "cannot import nothing.here"),
         ('Source(path="r1jax.data.arithmetic:row")', "has no function 'row'"),
         ('Source(options={"digit": 3})', "does not take (split, **{'digit': 3})"),
         ('Source(options={"digits": 1})', "digits is 1"),
-        ('Source(path="rows.jsonl", options={"digits": 3})', "unknown options digits"),
+        ('Source(path="rows.jsonl", options={"digits": 3})', "options.digits: FileOptions has no such field"),
         ('Source(path="rows.jsonl", split="dev")', "no split 'dev'"),
         ('Source(path="rows.jsonl", rewards={"acuracy": 1.0})', "reward 'acuracy': not a built-in"),
         (

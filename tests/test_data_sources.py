@@ -74,12 +74,13 @@ def test_jsonl_holds_out_by_prompt(tmp_path):
 @pytest.mark.parametrize(
     "path, options, said",
     [
-        ("nowhere.jsonl", {}, "nowhere.jsonl: no such file"),
+        ("nowhere.jsonl", {}, "path 'nowhere.jsonl' is no file or folder here, nor org/name of the Hub"),
+        ("no/where.jsonl", {}, "no/where.jsonl: no such file or directory"),
         ("pyproject.toml", {}, "not a .jsonl or a .parquet file"),
         ("tests", {}, "has no .jsonl or .parquet files for split 'train'"),
-        ("nowhere.jsonl", {"test_shar": 0.1}, "options.test_shar: FileOptions has no such field"),
-        ("nowhere.jsonl", {"test_share": 1.0}, "test_share is 1.0"),
-        ("nowhere.jsonl", {"answer_pattern": "("}, "answer_pattern '(' is no regular expression"),
+        ("no/where.jsonl", {"test_shar": 0.1}, "options.test_shar: FileOptions has no such field"),
+        ("no/where.jsonl", {"test_share": 1.0}, "test_share is 1.0"),
+        ("no/where.jsonl", {"answer_pattern": "("}, "answer_pattern '(' is no regular expression"),
         ("r1jax.data.nothing:rows", {}, "cannot import"),
         ("nothing.py:rows", {}, "there is no file"),
         ("r1jax.data.arithmetic:row", {}, "did you mean rows"),

@@ -44,6 +44,9 @@ def load(source: Source, *, held_out: bool = False) -> Rows:
         rows = Rows(source, _gym(source, name, split), source.path)
     elif colon and target and name and "://" not in source.path and not Path(source.path).expanduser().exists():
         rows = Rows(source, _call(source, target, name, split), source.path)
+    elif "/" not in source.path and not Path(source.path).exists():
+        kinds = "org/name of the Hub, gs://BUCKET/PATH, reasoning_gym:TASK, pkg.mod:f or file.py:f"
+        raise _error(source, f"path {source.path!r} is no file or folder here, nor {kinds}")
     else:
         table = _files(source, split)
         rows = Rows(source, table.rows, None, table.digest, table.commit)
