@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Checkpoint:
     """Tensors that only repeat another, and which."""
     nbytes: dict[str, int]
     read: Read
+    close: Callable[[], None]
+    """Gives back what reading keeps open."""
 
     def load(self, model: config.Model, shardings: Any, progress: Progress) -> Any:
         """Parameters laid out by ``shardings``, a tree like ``decoder.specs(model)``.
@@ -58,9 +60,12 @@ class Checkpoint:
           ConfigError: a file was cut, or what must repeat another tensor does not.
         """
         shapes = {entry.name: entry.shape for entry in self.entries}
-        for copy, original in self.copies.items():
-            self._check_copy(copy, original, shapes[original])
-        return fill(decoder.specs(model), shardings, self.entries, self.nbytes, self.read, progress)
+        try:
+            for copy, original in self.copies.items():
+                self._check_copy(copy, original, shapes[original])
+            return fill(decoder.specs(model), shardings, self.entries, self.nbytes, self.read, progress)
+        finally:
+            self.close()
 
     def _check_copy(self, copy: str, original: str, shape: Shape) -> None:
         """Each process compares its share of the rows."""
@@ -89,7 +94,7 @@ def open_directory(path: Path) -> Checkpoint:
     if not any(name.startswith(f"model.layers.{model.n_layers}.") for name in info):
         model = dataclasses.replace(model, mtp_depth=0)  # transformers leaves the module out when it saves
     entries = names.entries(model, family, fused=any(name.endswith(".mlp.experts.gate_up_proj") for name in info))
-    quantised = [e.name for e in entries if block and e.name in info and info[e.name].dtype == fp8.NAME]
+    quantised = {e.name for e in entries if block and e.name in info and info[e.name].dtype == fp8.NAME}
     scales = {scales_of(name): fp8.scale_shape(info[name].shape, block) for name in quantised}
     unreadable = {name: fault for name, i in info.items() if name not in quantised and (fault := _unreadable(i))}
     copies = _account(path, {name: i.shape for name, i in info.items()}, entries, model, scales, unreadable)
@@ -100,7 +105,7 @@ def open_directory(path: Path) -> Checkpoint:
         return fp8.dequantize(tensors.read(name), tensors.read(scales_of(name)).astype(np.float32), block, dtype)
 
     nbytes = {name: i.nbytes for name, i in info.items()}
-    return Checkpoint(path, said, model, tuple(e for e in entries if not e.copy_of), copies, nbytes, read)
+    return Checkpoint(path, said, model, tuple(e for e in entries if not e.copy_of), copies, nbytes, read, tensors.close)
 
 
 def open_gguf(file: gguf.File) -> Checkpoint:
@@ -116,7 +121,11 @@ def open_gguf(file: gguf.File) -> Checkpoint:
     entries = names.entries(model, hf_config.family(file.config))
     copies = _account(file.path, {name: tensor.shape for name, tensor in file.info.items()}, entries, model)
     nbytes = {name: tensor.bytes for name, tensor in file.info.items()}
-    return Checkpoint(file.path, file.config, model, tuple(entries), copies, nbytes, lambda name, *_: file.read(name))
+
+    def read(name: str, *_) -> np.ndarray:
+        return file.read(name)
+
+    return Checkpoint(file.path, file.config, model, tuple(entries), copies, nbytes, read, close=lambda: None)
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Tensors:
             return self._files[path]
 
     def close(self) -> None:
+        """Closes the files; the next read opens its file again."""
         with self._lock:
             while self._files:
                 os.close(self._files.popitem()[1])
