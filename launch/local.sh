@@ -46,7 +46,10 @@ case $accelerator in
       die "the TPU is held by process $held; end it (kill ${held%% *}) or wait for it"
     fi ;;
 esac
-case $(basename "$config" .py) in smollm2*) extras="${extras:+$extras,}smollm2" ;; esac
+case $(basename "$config" .py) in
+  smollm2*) extras="${extras:+$extras,}smollm2" ;;
+  gsm8k* | grpo_qwen3*) extras="${extras:+$extras,}parquet" ;;
+esac
 
 active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
 if [ -n "$active" ] && missing=$("$active/bin/python" "$ROOT/launch/satisfied.py" "$extras"); then

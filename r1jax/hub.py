@@ -91,7 +91,7 @@ def model_files(files: list[str]) -> list[str]:
       ValueError: it has neither, or several GGUF files.
     """
     if any(f.endswith("model/model.json") for f in files):  # a run directory
-        return [f for f in files if not f.endswith(".jsonl")]
+        return [f for f in files if not f.endswith(".jsonl") and "exports" not in f.split("/")]
     if weights := [f for f in files if _WEIGHTS.fullmatch(f)]:
         return [f for f in files if f in _BESIDE_WEIGHTS] + weights
     ggufs = [f for f in files if f.endswith(".gguf")]

