@@ -95,7 +95,7 @@ def test_configs_with_parquet_rows_get_its_reader(machine):
     for name in sorted(file.stem for file in (ROOT / "configs").glob("*.py")):
         done, _ = launch(machine, "local.sh", "--dry-run", name)
         of_the_hub = re.search(r'path="[\w-]+/[\w.-]+"', (ROOT / f"configs/{name}.py").read_text())
-        assert ("parquet" in done.stdout) == bool(of_the_hub), name
+        assert ("checkout\\[parquet\\]" in done.stdout) == bool(of_the_hub), name
 
 
 def test_it_installs_once_and_passes_the_exit_code_on(machine):
