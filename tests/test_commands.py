@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import functools
 import json
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +139,60 @@ def test_score_of_texts_and_of_an_older_checkpoint(run, tmp_path):
             assert TOKENIZER.decode(tokens) == text and (found["tokens"][i, length:] == -1).all()
             if tokens:
                 np.testing.assert_allclose(found["logprobs"][i, : length - 1], expected_logprobs(tokens, step=step), atol=1e-4)
+
+
+LINE = re.compile(
+    r"(\S+) log-probs against transformers: largest difference (\S+) at row (\d+), position (\d+) "
+    r"\(ours (\S+), theirs (\S+)\), mean (\S+)\n"
+)
+
+
+@pytest.mark.parity
+def test_score_against_transformers(tmp_path, capsys):
+    """float32 is within rounding of theirs; bfloat16 products are not, and where they are farthest is what the files say."""
+    import transformers
+
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.3}
+    transformers.set_seed(0)
+    transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**heads, **sizes)).save_pretrained(tmp_path / "hf")
+    rng = np.random.default_rng(3)
+    np.save(tmp_path / "in.npy", padded([rng.integers(0, 264, n).tolist() for n in (3, 1, 20, 0, 11)], 22))
+    line = f"--tokens {tmp_path}/in.npy --temperature 0.7 --against hf --out {tmp_path}/out.npz {ONE_DEVICE}"
+    said, values = [], []
+    for dtype in ("float32", "bfloat16"):
+        capsys.readouterr()
+        call("score", tmp_path / "hf", f"{line} --matmul-dtype {dtype}")
+        said.append(LINE.fullmatch(capsys.readouterr().out).groups())
+        values.append(np.load(tmp_path / "out.npz")["logprobs"])
+    assert said[0][0] == said[1][0] == "31" and float(said[0][1]) < 2e-5 and abs(values[0]).max() > 5
+    gap = abs(values[1] - values[0])
+    largest, row, at, ours, theirs, mean = said[1][1:]
+    assert float(largest) == pytest.approx(gap.max(), rel=0.02) and float(mean) == pytest.approx(gap.sum() / 31, rel=0.02)
+    assert (int(row), int(at)) == np.unravel_index(gap.argmax(), gap.shape)
+    assert float(ours) == pytest.approx(values[1][int(row), int(at)], abs=1e-6)
+    assert float(theirs) == pytest.approx(values[0][int(row), int(at)], abs=1e-4)
+
+
+def test_the_largest_difference_may_be_none_or_not_a_number():
+    rows = [np.zeros(0, np.float32), np.array([-1, -2.5], np.float32)]
+    assert "2 log-probs against transformers: largest difference 0.00e+00 at row 1, position 0 " in score.difference(rows, rows)
+    off = [rows[0], np.array([-1, np.nan], np.float32)]
+    assert "largest difference nan at row 1, position 1 (ours -2.500000, theirs nan), mean nan" in score.difference(rows, off)
+    with pytest.raises(config.ConfigError, match="nothing to compare"):
+        score.difference(rows[:1], rows[:1])
+
+
+def test_what_comparing_needs_is_said(run, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "in.npy", np.array([[1, 2]]))
+    line = f"score --model {run} --tokens {tmp_path}/in.npy --against hf".split()
+    assert cli.main(line) == 2
+    assert "--against hf: transformers reads a Hugging Face directory or Hub id" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert cli.main(line) == 2
+    err = capsys.readouterr().err
+    assert "--against hf needs torch and transformers" in err and err.endswith("; pip install torch transformers\n")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("ways", [1, 3, 8])
@@ -291,7 +347,8 @@ MISTAKES = {
     "generate --model RUN --prompts none.jsonl": "cannot read none.jsonl: No such file",
     "generate --model RUN --prompts bad.jsonl": "bad.jsonl:2: not JSON",
     "generate --model RUN --prompts list.jsonl": "list.jsonl:1: a row is a JSON object, not list",
-    "generate --model RUN --prompts text.jsonl": "text.jsonl:1: 'prompt' must be a string or a list of messages",
+    "generate --model RUN --prompts text.jsonl": "text.jsonl:1: no 'prompt' (it has 'text')",
+    "generate --model RUN --prompts number.jsonl": "number.jsonl:1: 'prompt' is int; it must be a string or a list of messages",
     "generate --model RUN --prompts empty.jsonl": "empty.jsonl has no rows",
     "generate --model RUN --prompt a --out no/out.jsonl": "--out no/out.jsonl: there is no directory no",
     "generate --model RUN --prompt a --out .": "--out . is a directory",
@@ -324,6 +381,7 @@ def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capfd, line):
     (tmp_path / "list.jsonl").write_text("[1]\n")
     write_rows(tmp_path / "text.jsonl", [{"text": "a"}])
     write_rows(tmp_path / "prompt.jsonl", [{"prompt": "a"}])
+    write_rows(tmp_path / "number.jsonl", [{"prompt": 1}])
     (tmp_path / "text.npy").write_text("1 2 3\n")
     arrays = {"float": [[0.5, 1]], "flat": [1, 2], "left": [[1, 2], [-1, 2]], "large": [[1, 264]], "negative": [[-2, 1]]}
     for name, array in arrays.items():

@@ -28,10 +28,11 @@ def hf_logprobs(name: str, rows: Sequence[np.ndarray], temperature: float) -> li
         import transformers
     except ImportError as e:
         raise ConfigError(f"--against hf needs torch and transformers ({e}); pip install torch transformers") from e
+    directory = hub.resolve(name)
+    if not any(directory.glob("*.safetensors")):
+        raise ConfigError(f"--against hf: transformers reads a Hugging Face directory or Hub id, which {name} is not")
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            hub.resolve(name), dtype=torch.float32, trust_remote_code=False
-        ).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as e:
         raise ConfigError(f"--against hf: transformers does not load {name}: {e}") from e
 

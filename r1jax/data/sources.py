@@ -139,18 +139,20 @@ def _problem(row: Any) -> str | None:
     """What is wrong with a row, None if nothing is."""
     if not isinstance(row, dict):
         return f"a row is an object with 'prompt' and 'answer', not {type(row).__name__}"
-    for key in ("prompt", "answer"):
-        if key not in row and not (key == "answer" and "completion" in row):
-            return f"no {key!r} (it has {', '.join(map(repr, row)) or 'no fields'})"
-    if problem := prompt_problem(row["prompt"]):
+    if problem := prompt_problem(row):
         return problem
+    if "answer" not in row and "completion" not in row:
+        return f"no 'answer' (it has {', '.join(map(repr, row))})"
     if not isinstance(row.get("completion", ""), str):
         return f"'completion' is {type(row['completion']).__name__}; it must be a string"
     return None
 
 
-def prompt_problem(prompt: Any) -> str | None:
+def prompt_problem(row: dict) -> str | None:
     """What is wrong with a row's prompt, None if nothing is."""
+    if "prompt" not in row:
+        return f"no 'prompt' (it has {', '.join(map(repr, row)) or 'no fields'})"
+    prompt = row["prompt"]
     if isinstance(prompt, list):
         if not prompt:
             return "'prompt' is an empty list of messages"

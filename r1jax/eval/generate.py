@@ -107,7 +107,7 @@ def read_prompts(path: Path) -> list[str | list[dict]]:
     """
     found = jsonl.read(path)
     for where, row in found:
-        if problem := sources.prompt_problem(row.get("prompt")):
+        if problem := sources.prompt_problem(row):
             raise ConfigError(f"{where}: {problem}")
     return [row["prompt"] for _, row in found]
 
