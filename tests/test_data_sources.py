@@ -203,7 +203,7 @@ except ConfigError as error:
 
 def test_a_function_in_a_file(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("def rows(split, n=2):\n    return [{'prompt': split, 'answer': i} for i in range(n)] + [{'prompt': 'x'}]\n")
+    file.write_text("def rows(split, n=2):\n    return [{'prompt': split, 'answer': i} for i in range(n)] + [{'prompt': ''}]\n")
     rows = load(Source(path=f"{file}:rows", name="mine", options={"n": 3}))
     assert rows[2] == {"prompt": "train", "answer": 2, "source": "mine"}
     assert load(Source(path=f"{file}:rows"), held_out=True)[0]["prompt"] == "test"
