@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
 
-from r1jax import config
+from r1jax import cli, config
 from r1jax.stages import pipeline
 
 EVERY_DEVICE = config.Mesh()  # fsdp 8
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.timeout(2 * LONG)
 
 def settings(mesh):
     """Two rounds of one update, so that the second rollout is the updated policy's; importance weights read the sampler."""
-    return tiny.pipeline(mesh=mesh, steps=2, minibatches=1, importance_cap=2.0)
+    return tiny.pipeline(mesh=mesh, steps=2, minibatches=1, importance_cap=2.0, export=config.Export(every=1, keep=1))
 
 
 def grpo_from(run, mesh):
@@ -43,6 +45,23 @@ def check_same(run, expected):
         assert row == pytest.approx(reference, rel=1e-5, abs=1e-5)
     if "reward/total" in found[0]:
         assert tiny.samples(run) == tiny.samples(expected)
+        check_exported(run, expected)
+
+
+def check_exported(run, expected):
+    """The last policy, alone, as a Hugging Face directory."""
+    ours, theirs = (load_file(path / "exports" / "2" / "model.safetensors") for path in (run, expected))
+    assert [path.name for path in (run / "exports").iterdir()] == ["2"]
+    assert ours.keys() == theirs.keys()
+    for name, x in theirs.items():
+        np.testing.assert_allclose(ours[name], x, atol=3e-4, rtol=0, err_msg=name)  # Adam enlarges rounding
+
+
+def test_an_export_during_training_is_the_checkpoints(one_device, tmp_path):
+    assert cli.main(["export", "--model", str(one_device), "--out", str(tmp_path / "out"), "--mesh.fsdp", "1"]) == 0
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        during = one_device / "grpo" / "exports" / "2" / name
+        assert (tmp_path / "out" / name).read_bytes() == during.read_bytes()
 
 
 def test_a_mesh_of_all_batch_and_model_axes_gives_the_numbers_of_one_device(one_device, tmp_path):

@@ -32,7 +32,7 @@ ONE = sharding.make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
 
 
 def write_directory(out, model, weights, dtype=None, origin=None, **options):
-    export.export(export.plan(model, dtype, origin), weights, out, byte_tokenizer(), **options)
+    export.write(export.plan(model, byte_tokenizer(), dtype, origin), weights, out, **options)
     return out
 
 
@@ -172,7 +172,7 @@ def test_an_unchanged_model_leaves_as_it_came(family, tmp_path):
 
 
 def config_of(model):
-    return export.plan(model).config
+    return export.plan(model, None).config
 
 
 def test_slices_of_arrays_that_lie_on_many_devices(monkeypatch):
@@ -224,8 +224,8 @@ def test_fp8_is_deepseeks(tmp_path):
     assert said["quantization_config"] == {
         "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
     }  # fmt: skip
-    assert "quantization_config" not in export.plan(model, "bfloat16", said).config
-    named = export.plan(FAMILIES["Qwen3Moe"], "fp8").config["quantization_config"]["modules_to_not_convert"]
+    assert "quantization_config" not in export.plan(model, None, "bfloat16", said).config
+    named = export.plan(FAMILIES["Qwen3Moe"], None, "fp8").config["quantization_config"]["modules_to_not_convert"]
     assert named == ["lm_head", "model.layers.0.mlp.gate", "model.layers.1.mlp.gate"]
 
 
@@ -249,7 +249,7 @@ def test_fp8_is_deepseeks(tmp_path):
 )
 def test_what_no_released_family_says_is_refused(model, why):
     with pytest.raises(config.ConfigError, match=why) as error:
-        export.plan(model)
+        export.plan(model, None)
     assert "\n" not in str(error.value)
 
 
@@ -316,10 +316,10 @@ def test_an_export_that_is_under_way_does_not_look_whole(run, tmp_path):
 
 def test_exports_of_a_run_keep_the_newest(run, tmp_path):
     _, model, weights = run
-    planned = export.plan(model)
+    planned = export.plan(model, None)
     (tmp_path / "9").mkdir()  # of an attempt that went on after the checkpoint it was resumed from
     for step in (2, 4, 6, 6):
-        export_step(planned, weights, tmp_path, step, byte_tokenizer(), keep=2)
+        export_step(planned, weights, tmp_path, step, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["4", "6"]
 
 

@@ -175,8 +175,8 @@ class Export(OfModel):
     out: Path
     """A new directory; a name that ends in .gguf is a GGUF file."""
     dtype: Literal["bfloat16", "float32", "fp8", "f16", "q8_0"] | None = None
-    """None is what the weights have, and f16 in a GGUF file. ``fp8`` is DeepSeek's: attention and feed-forward in blocks of
-    128 x 128, the rest bfloat16. ``f16`` and ``q8_0`` are GGUF's."""
+    """None is what the weights were released in, of a model that was made here what they have, and f16 in a GGUF file. ``fp8``
+    is DeepSeek's: attention and feed-forward in blocks of 128 x 128, the rest bfloat16. ``f16`` and ``q8_0`` are GGUF's."""
     like: Path | None = None
     """A Hugging Face directory: tensors that are not the same by name, shape and dtype are listed, and nothing is written."""
     mesh: Mesh = field(default_factory=Mesh)
@@ -184,9 +184,10 @@ class Export(OfModel):
 
     def __post_init__(self):
         gguf = self.out.suffix == ".gguf"
-        if self.dtype is not None and gguf != (self.dtype in ("f16", "q8_0")):
-            can = "f16 and q8_0" if gguf else "bfloat16, float32 and fp8"
-            raise ConfigError(f"--dtype is {self.dtype}, but {self.out} can hold {can}; only a name in .gguf is a GGUF file")
+        can = ("float32", "f16", "q8_0") if gguf else ("bfloat16", "float32", "fp8")
+        if self.dtype not in (None, *can):
+            what = "a GGUF file" if gguf else "a directory (a name that ends in .gguf is a GGUF file)"
+            raise ConfigError(f"--dtype is {self.dtype}, but {what} can hold {', '.join(can)}")
         if gguf and self.like is not None:
             raise ConfigError("--like compares Hugging Face directories; leave it out for a GGUF file")
 

@@ -106,7 +106,7 @@ class Export:
     keep: int = 2
     """Newest ones kept."""
     dtype: Literal["bfloat16", "float32", "fp8"] | None = None
-    """None is what the weights have; ``fp8`` as in ``r1jax export``."""
+    """As in ``r1jax export``."""
 
     def __post_init__(self):
         if self.every < 0 or self.keep < 1:

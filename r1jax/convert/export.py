@@ -46,10 +46,12 @@ class Plan:
 
     model: config.Model
     """As a reader of the directory will see it; weights that are quantised have the dtype of the others."""
+    dtype: DType
     half_split: bool
     """Rotary channels are put in DeepSeek's order on the way."""
     config: dict[str, Any]
-    """config.json, without what the tokenizer adds."""
+    """config.json."""
+    tokenizer: Tokenizer | None
     tensors: list[tuple[names.Entry, tuple[Tensor, ...]]]
     """Each entry's tensors in the files: its own and, if it is quantised, its scales."""
 
@@ -58,17 +60,21 @@ class Plan:
         return sum(tensor.bytes for _, tensors in self.tensors for tensor in tensors)
 
 
-def plan(model: config.Model, dtype: DType | None = None, origin: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    model: config.Model, tokenizer: Tokenizer | None, dtype: DType | None = None, origin: Mapping[str, Any] | None = None
+) -> Plan:
     """What an export of ``model`` writes.
 
     Args:
-      dtype: None is the model's ``param_dtype``. ``fp8`` is DeepSeek's: matrices in blocks of 128 x 128, the rest bfloat16.
+      tokenizer: None where the weights came without one.
+      dtype: None is the origin's, or without one the model's ``param_dtype``. ``fp8`` is DeepSeek's: matrices in blocks of
+        128 x 128, the rest bfloat16.
       origin: the config.json that the model was imported from.
 
     Raises:
       ConfigError: no released family can say what the model does.
     """
-    dtype = dtype or model.param_dtype
+    dtype = dtype or (hf_config.read(origin) if origin else model).param_dtype
     # Engines know latent attention with neighbouring rotary channels only. What came with the others leaves with them.
     half_split = model.attention.kind == "mla" and not model.rope.interleaved and origin is None
     model = dataclasses.replace(
@@ -89,7 +95,7 @@ def plan(model: config.Model, dtype: DType | None = None, origin: Mapping[str, A
         tensors.append((entry, tuple(mine)))
     if dtype == "fp8":
         described["quantization_config"] = _quantization(model, family)
-    return Plan(model, half_split, described, tensors)
+    return Plan(model, dtype, half_split, _with_tokens(described, tokenizer), tokenizer, tensors)
 
 
 def differences(planned: Plan, directory: Path) -> list[str]:
@@ -111,14 +117,13 @@ def differences(planned: Plan, directory: Path) -> list[str]:
     ]
 
 
-def export(
+def write(
     planned: Plan,
     params: Any,
     out: Path,
-    tokenizer: Tokenizer | None,
+    progress: Callable[[int], object] = lambda done: None,
     *,
     max_shard_bytes: int = 5 * 10**9,
-    progress: Callable[[int], object] = lambda done: None,
 ) -> None:
     """Writes a directory: weights, config.json, the tokenizer's files. Nothing is left if it fails.
 
@@ -126,7 +131,6 @@ def export(
 
     Args:
       params: the tree of ``decoder.specs``, in any float dtype and sharding.
-      tokenizer: None where the weights came without one.
       progress: called with bytes as they are written, from any thread.
 
     Raises:
@@ -135,14 +139,14 @@ def export(
     lock = threading.Lock()
     pieces = [Piece(tensors, partial(_make, planned, params, entry, lock)) for entry, tensors in planned.tensors]
 
-    def write(pieces: list[Piece], threads: int) -> None:
+    def write_pieces(pieces: list[Piece], threads: int) -> None:
         with new_directory(out, planned.bytes) as part:
             write_shards(part, pieces, max_shard_bytes=max_shard_bytes, threads=threads, progress=progress)
-            if tokenizer is not None:
-                tokenizer.save(part)
-            write_json(part / "config.json", _with_tokens(planned.config, tokenizer))
+            if planned.tokenizer is not None:
+                planned.tokenizer.save(part)
+            write_json(part / "config.json", planned.config)
 
-    write_once(write, pieces, out)
+    write_once(write_pieces, pieces, out)
 
 
 def gather(params: Any, entry: names.Entry) -> list[np.ndarray]:
@@ -184,7 +188,7 @@ def _make(planned: Plan, params: Any, entry: names.Entry, lock: threading.Lock) 
     if planned.half_split:
         parts = [_neighbouring(x, part, planned.model) for x, part in zip(parts, entry.parts, strict=True)]
     whole = entry.join(parts)
-    quantised = "quantization_config" in planned.config and QUANTISED.search(entry.name)
+    quantised = planned.dtype == "fp8" and QUANTISED.search(entry.name)
     return fp8.quantize(whole, BLOCK) if quantised else (whole,)
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from r1jax import config, loading, rundir, sharding
 from r1jax.config import ConfigError, commands
 from r1jax.convert import export as hugging_face
+from r1jax.convert import gguf_write
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models import decoder
 
@@ -27,14 +28,19 @@ def export(command: commands.Export) -> int:
       ConfigError: the format cannot say the model, it is not like ``command.like``, or it cannot be written.
     """
     opened = loading.open_model(command.model)
-    planned = hugging_face.plan(opened.model, command.dtype, opened.origin)
-    if command.like is not None:
-        refuse_differences(planned, command.like)
     tokenizer = opened.found_tokenizer
     if opened.text != config.Text() or rundir.is_run(rundir.parse_run_name(command.model)[0]):
         tokenizer = with_template(opened.text, tokenizer)
+    if command.out.suffix == ".gguf":
+        room, dtype = gguf_write, {"float32": "f32", None: "f16"}.get(command.dtype, command.dtype)
+        tokenizer = tokenizer or opened.tokenizer
+    else:
+        room, dtype = hugging_face, command.dtype
+    planned = room.plan(opened.model, tokenizer, dtype, opened.origin)
+    if command.like is not None:
+        refuse_differences(planned, command.like)
     # What is quantised is made from all the digits that there are.
-    held = opened.model.param_dtype if command.dtype == "fp8" else planned.model.param_dtype
+    held = planned.dtype if planned.dtype in hugging_face.STORED else opened.model.param_dtype
     model = dataclasses.replace(opened.model, param_dtype=held)
     began = time.monotonic()
     mesh = sharding.make_mesh(command.mesh)
@@ -42,14 +48,25 @@ def export(command: commands.Export) -> int:
     columns = ("export", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=planned.bytes)
-        hugging_face.export(planned, params, command.out, tokenizer, progress=lambda done: bar.advance(task, done))
+        room.write(planned, params, command.out, lambda done: bar.advance(task, done))
     if jax.process_index() == 0:
         print(f"{command.out}: {planned.bytes / 1e9:.3g} GB in {time.monotonic() - began:.1f} s")
     return 0
 
 
-def export_step(planned: hugging_face.Plan, params: Any, folder: Path, step: int, tokenizer: Tokenizer, keep: int) -> None:
-    """Writes ``folder/STEP`` and removes all but the ``keep`` newest, and those that an attempt left that went further.
+def plan_export(
+    settings: config.Export, model: config.Model, text: config.Text, tokenizer: Tokenizer, opened: loading.Opened | None
+) -> hugging_face.Plan:
+    """What the exports of a run write.
+
+    Raises:
+      ConfigError: no released family can say what the model does.
+    """
+    return hugging_face.plan(model, with_template(text, tokenizer), settings.dtype, opened and opened.origin)
+
+
+def export_step(planned: hugging_face.Plan, params: Any, folder: Path, step: int, keep: int) -> None:
+    """Writes ``folder/STEP`` and removes all but the ``keep`` newest, and those of an attempt that went further.
 
     Raises:
       ConfigError: it cannot be written.
@@ -57,11 +74,11 @@ def export_step(planned: hugging_face.Plan, params: Any, folder: Path, step: int
     main = jax.process_index() == 0
     if main:
         shutil.rmtree(folder / str(step), ignore_errors=True)
-    hugging_face.export(planned, params, folder / str(step), tokenizer)
+    hugging_face.write(planned, params, folder / str(step))
     if main:
-        made = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-        kept = [other for other in made if other <= step][-keep:]
-        for other in set(made) - set(kept):
+        made = {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+        kept = sorted(other for other in made if other <= step)[-keep:]
+        for other in made - set(kept):
             shutil.rmtree(folder / str(other), ignore_errors=True)
 
 

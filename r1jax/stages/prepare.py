@@ -11,11 +11,13 @@ import jax
 
 from r1jax import config, loading, sharding
 from r1jax.config import Pipeline, Stage
+from r1jax.convert import export as hugging_face
 from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.plan import memory
+from r1jax.stages.export import plan_export
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Prepared:
     mixture: Mixture
     held_out: list[dict]
     memory: memory.Memory
+    export: hugging_face.Plan | None
+    """What each export writes; None: there is none."""
 
 
 def prepare_all(settings: Stage | Pipeline, name: str) -> dict[str, Prepared]:
@@ -45,7 +49,7 @@ def prepare_all(settings: Stage | Pipeline, name: str) -> dict[str, Prepared]:
     found: dict[str, Prepared] = {}
     for title, stage in (settings.stages() if isinstance(settings, Pipeline) else {name: settings}).items():
         p = found[title] = prepare(stage, planned)
-        planned[title] = loading.Opened(title, p.model, p.tokenizer, p.text, _not_made)
+        planned[title] = loading.Opened(title, p.model, p.tokenizer, p.text, _not_made, p.opened and p.opened.origin)
     return found
 
 
@@ -62,7 +66,8 @@ def prepare(stage: Stage, planned: Mapping[str, loading.Opened] = MappingProxyTy
     rows = held_out_rows(stage)
     needed = memory.table(stage, model, mesh)
     memory.check(needed, stage, model, mesh)
-    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed)
+    export = plan_export(stage.export, model, text, found, opened) if stage.export.every else None
+    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export)
 
 
 def find_model(

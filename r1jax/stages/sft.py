@@ -44,4 +44,6 @@ def end_of_step(work: Workspace) -> None:
         score = values["eval/pass@1"]
     if last or step % stage.checkpoint.every == 0:
         work.save(score)
+    if stage.export.every and (step % stage.export.every == 0 or last):
+        work.export()
     work.stop_if_terminated()

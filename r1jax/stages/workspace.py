@@ -19,6 +19,7 @@ from rich.console import Console
 
 from r1jax import config, loading
 from r1jax.checkpoint import Checkpointer
+from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ from r1jax.plan import memory
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
+from r1jax.stages.export import export_step
 from r1jax.stages.prepare import Prepared
 from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
@@ -74,6 +76,7 @@ class Workspace:
     cursor: Cursor
     held_out: list[dict]
     terminating: threading.Event
+    planned_export: hugging_face.Plan | None
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
     rollout_rate: float = 0.0
@@ -114,6 +117,11 @@ class Workspace:
             self.checkpoints.save(self.step, self.state, meta, score)
             if jax.process_index() == 0:
                 self.ledger.save()
+
+    def export(self) -> None:
+        """Writes RUN/exports/STEP."""
+        with self.phase("export"):
+            export_step(self.planned_export, self.state.params, self.run.exports, self.step, self.stage.export.keep)
 
     def stop_if_terminated(self) -> None:
         """Saves and leaves if a SIGTERM arrived. Call it where the state is whole: between rounds."""
@@ -175,7 +183,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         terminating = stack.enter_context(_sigterm())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, found.held_out, terminating,
+            display, ledger, state, cursor, found.held_out, terminating, found.export,
         )  # fmt: skip
         stack.enter_context(compiling.watch(partial(display.phase, "compile"), work.account))
         yield work
