@@ -10,10 +10,13 @@ import pytest
 import torch
 import torch_reference
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from parity import mutations, noticed, passes
 
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.sft import cross_entropy
 from r1jax.losses.sums import combine, denominator
+
+pytestmark = pytest.mark.parity
 
 COUNT, LONGEST, CAP = 20, 9, 12
 ROWS, LENGTH = 8, 48
@@ -61,6 +64,13 @@ def loss_and_grad(arrays, options, *, jit=True):
     return loss, sums, np.asarray(grad)
 
 
+def agree(loss, grad, places, answers, options):
+    expected, expected_grads = torch_reference.value_and_grad(answers, cap=CAP, **options)
+    assert float(loss) == pytest.approx(expected, rel=2e-5, abs=2e-6), options
+    for i, place in places.items():
+        np.testing.assert_allclose(grad[place], expected_grads[i], rtol=2e-5, atol=2e-7, err_msg=str(options))
+
+
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("ratio_level", LEVELS)
 def test_every_variant_agrees_with_torch(normalize, ratio_level):
@@ -71,17 +81,40 @@ def test_every_variant_agrees_with_torch(normalize, ratio_level):
     seen = {"clipped_low": 0.0, "clipped_high": 0.0, "importance_capped": 0.0, "clipped at 11": 0.0}
     for (low, high), beta, cap in itertools.product(clips, (0.0, 0.04), (0.0, 1.2)):
         options = {"ratio_level": ratio_level, "clip_low": low, "clip_high": high, "kl_beta": beta, "importance_cap": cap}
-        expected, expected_grads = torch_reference.value_and_grad(answers, normalize=normalize, cap=CAP, **options)
         loss, sums, grad = loss_and_grad(arrays, options, jit=False)
-        assert float(loss) / divisor == pytest.approx(expected, rel=2e-5, abs=2e-6), options
-        for i, place in places.items():
-            np.testing.assert_allclose(grad[place] / divisor, expected_grads[i], rtol=2e-5, atol=2e-7, err_msg=str(options))
+        agree(loss / divisor, grad / divisor, places, answers, options | {"normalize": normalize})
         assert float(loss) == pytest.approx(float(sums["policy"] + sums["kl"]), rel=1e-5, abs=1e-6)
         for key in sums.keys() & seen.keys():
             seen[key] += float(sums[key])
         if high == 10:
             seen["clipped at 11"] += float(sums["clipped_high"])
     assert min(seen.values()) > 0, f"the random answers do not reach every branch: {seen}"
+
+
+def check_objective(**changes):
+    answers = torch_reference.random_answers(COUNT, LONGEST, seed=7, spread=2.0)
+    arrays, places = pack(answers, "token")
+    divisor = denominator("token", answers=COUNT, tokens=sum(len(a.old) for a in answers), cap=CAP)
+    options = {"ratio_level": "token", "clip_low": 0.2, "clip_high": 0.28, "kl_beta": 0.04, "importance_cap": 1.2}
+    loss, _, grad = loss_and_grad(arrays, options, jit=False)
+    agree(loss / divisor, grad / divisor, places, answers, {**options, "normalize": "token", **changes})
+
+
+@mutations(
+    {
+        "mean over answers": {"normalize": "sequence"},
+        "mean over the cap": {"normalize": "constant"},
+        "ratios of answers": {"ratio_level": "sequence"},
+        "low clip": {"clip_low": 0.21},
+        "high clip": {"clip_high": 0.2},
+        "weight of the KL": {"kl_beta": 0.041},
+        "no KL": {"kl_beta": 0.0},
+        "cap of the importance": {"importance_cap": 1.25},
+        "no importance": {"importance_cap": 0.0},
+    }
+)
+def test_another_objective_is_noticed(change):
+    noticed(check_objective, change)
 
 
 def test_metrics_agree_with_numpy():
@@ -145,13 +178,13 @@ def test_packing_micro_batches_jit_and_mesh_change_nothing(ratio_level):
     same(new_loss, new_sums, moved)
 
 
-def test_cross_entropy_agrees_with_torch_from_logits():
+def check_cross_entropy(ignored=-100, reduction="mean"):
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(size=(2, 7, 11)), rng.integers(0, 11, (2, 7))
     mask = rng.random((2, 7)) < 0.6
     t = torch.tensor(logits, requires_grad=True)
-    labels = torch.tensor(np.where(mask, targets, -100))
-    expected = torch.nn.functional.cross_entropy(t.flatten(0, 1), labels.flatten())
+    labels = torch.tensor(np.where(mask, targets, ignored))
+    expected = torch.nn.functional.cross_entropy(t.flatten(0, 1), labels.flatten(), reduction=reduction)
     expected.backward()
 
     divisor = denominator("token", answers=2, tokens=int(mask.sum()), cap=7)
@@ -163,3 +196,12 @@ def test_cross_entropy_agrees_with_torch_from_logits():
     loss, grad = jax.value_and_grad(f)(jnp.asarray(logits, jnp.float32))
     assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
     np.testing.assert_allclose(grad, t.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_cross_entropy_agrees_with_torch_from_logits():
+    passes(check_cross_entropy)
+
+
+@mutations({"the rest is trained on": {"ignored": 0}, "a sum": {"reduction": "sum"}})
+def test_another_cross_entropy_is_noticed(change):
+    noticed(check_cross_entropy, change)
