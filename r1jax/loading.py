@@ -63,7 +63,7 @@ class Opened:
         if report is not None:
             return self.read(model, shardings, report)
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         hidden = not console.is_terminal or jax.process_index() > 0
         with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
             task = bar.add_task(f"loading {self.name}", total=None)

@@ -90,7 +90,7 @@ def measure(folder: str, devices: int) -> None:
     params = jax.block_until_ready(opened.load(opened.model, where))
     seconds, risen = time.monotonic() - began, peak_resident() - before
     held = sum(shard.data.nbytes for x in jax.tree.leaves(params) for shard in x.addressable_shards)
-    told = f"{devices} devices: {held / 1e9:.3f} GB held, VmHWM rose by {risen / 1e9:.3f} GB = {risen / held:.3f} x"
+    told = f"devices {devices}: {held / 1e9:.3f} GB held, VmHWM rose by {risen / 1e9:.3f} GB = {risen / held:.3f} x"
     if devices > 1:
         staged = tracemalloc.get_traced_memory()[1]
         print(f"{told}; at most {staged / 1e6:.0f} MB on the host = {staged / largest:.2f} x the largest tensor")
