@@ -157,7 +157,7 @@ def test_a_data_set_that_is_not_as_the_options_say(gsm8k, change, said):
 def test_files_that_name_no_split_and_other_splits(gsm8k, tmp_path):
     rows = tmp_path / "rows"
     rows.mkdir()
-    for name, numbers in (("a1", (1, 2)), ("a2", (3,))):
+    for name, numbers in (("latest1", (1, 2)), ("latest2", (3,))):  # no word 'test'
         jsonl(rows, *({"prompt": f"{i}?", "answer": i} for i in numbers), name=f"{name}.jsonl")
     source = Source(path=str(rows))
     assert [row["answer"] for row in load(source)] == [1, 2, 3]
@@ -165,7 +165,7 @@ def test_files_that_name_no_split_and_other_splits(gsm8k, tmp_path):
         load(source, held_out=True)
     jsonl(rows, {"prompt": "4?", "answer": 4}, name="validation.jsonl")
     assert [row["answer"] for row in load(dataclasses.replace(source, split="validation"))] == [4]
-    with pytest.raises(ConfigError, match="no .jsonl or .parquet files for split 'train'; it has a1.jsonl, a2.jsonl, val"):
+    with pytest.raises(ConfigError, match="no .jsonl or .parquet files for split 'train'; it has latest1.jsonl, latest2.jsonl, val"):
         load(source)
 
 

@@ -63,6 +63,7 @@ def test_a_model_from_the_hub(server, tmp_path):
     # Again: asked which commit it is, and no more. Without the Hub: from the cache, what is there.
     assert server.run(tmp_path, RESOLVE, "org/llama-3.1-8B", "org/llama-3.1-8B@main") == said[:1] * 2
     assert all(path.startswith(("/api/models/org/llama-3.1-8B", "/api/agent")) for _, path in server.requests)
+    assert server.start(tmp_path, RESOLVE, "org/llama-3.1-8B").communicate(timeout=60)[1] == ""
     assert not server.downloads()
     said_offline = server.run(tmp_path, RESOLVE, "org/llama-3.1-8B", "org/gguf", f"org/gguf@{COMMIT}", HF_HUB_OFFLINE="1")
     assert said_offline[0] == said[0] and said_offline[2] == said[1] and not server.requests
