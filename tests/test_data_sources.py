@@ -165,7 +165,7 @@ def test_files_that_name_no_split_and_other_splits(gsm8k, tmp_path):
         load(source, held_out=True)
     jsonl(rows, {"prompt": "4?", "answer": 4}, name="validation.jsonl")
     assert [row["answer"] for row in load(dataclasses.replace(source, split="validation"))] == [4]
-    with pytest.raises(ConfigError, match="no .jsonl or .parquet files for split 'train'; it has latest1.jsonl, latest2.jsonl, val"):
+    with pytest.raises(ConfigError, match="no .jsonl or .parquet files for split 'train'; it has latest1.jsonl, latest2.jsonl"):
         load(source)
 
 
