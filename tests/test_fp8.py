@@ -7,6 +7,8 @@ import torch
 
 from r1jax.convert import fp8
 
+pytestmark = pytest.mark.parity
+
 RANDOM = np.random.default_rng(0)
 
 
