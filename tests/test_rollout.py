@@ -14,7 +14,7 @@ from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
 from r1jax.rollout import Sampler
 from r1jax.rollout.sampling import _inverse_cdf, row_keys, sample_tokens
-from r1jax.types import FINISH
+from r1jax.types import FINISH, GOING
 
 CAP = 12
 END = (28, 29, 31)  # end some of the answers below at their first token, some later, and some not at all
@@ -178,6 +178,23 @@ def test_a_stop_string_ends_the_answer_where_it_is_complete_even_across_tokens(s
         assert finish == ("stop_string" if ends else before[key][2])
         stopped += bool(ends)
     assert 3 <= stopped < 8
+
+
+def test_an_answer_that_is_watched_is_the_same_and_compiles_nothing_more(samplers, warm, caplog):
+    """Nor does it when its text is looked at for stop strings after every chunk."""
+    whole = answers(warm)
+    for stop in ((), ("no digits",)):
+        for i, prompt in enumerate(PROMPTS):
+            sampling = dataclasses.replace(WARM, stop=stop)
+            with jax.log_compiles():
+                steps = list(samplers["gqa"].stream(prompt, sampling, chunk=5, round=3, id=10 + i))
+            ids, _, finish = whole[10 + i, 0]
+            assert [s.tokens[0, s.loss_mask[0]].tolist() for s in steps] == [ids[:n] for n in range(5, len(ids), 5)] + [ids]
+            assert [int(s.finish[0]) for s in steps] == [GOING] * (len(steps) - 1) + [FINISH.index(finish)]
+            same(answers(steps[-1]), whole)
+    # one prompt at a time is another prefill; the decode loop is the one that `warm` has compiled
+    assert caplog.text.count("Compiling jit(_prefill_rows)") == 1 and "Compiling jit(_decode_rows)" not in caplog.text
+    assert {len(ids) > 5 for ids, _, _ in whole.values()} == {True, False}
 
 
 def test_a_cap_of_one_token(samplers, warm):

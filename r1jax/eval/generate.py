@@ -20,7 +20,7 @@ from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_mode
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, Trajectories
 
-CHUNK = 8  # tokens between two looks at an answer that is shown as it comes
+CHUNK = 4  # tokens between two looks at an answer that is shown as it comes
 
 
 def generate(args: commands.Generate) -> int:
