@@ -443,6 +443,17 @@ def test_flipped_bits_of_a_header_show(tmp_path):
         read_header(file)
 
 
+@pytest.mark.parametrize(
+    ("a", "b"), [((0, 8), (4, 12)), ((0, 8), (12, 20)), ((4, 12), (12, 20)), ((0, 8), (8, 12))]
+)  # overlapping, apart, begun late, too short
+def test_tensors_that_do_not_lie_one_after_the_other_are_refused(tmp_path, a, b):
+    entries = {name: {"dtype": "F32", "shape": [2], "data_offsets": offsets} for name, offsets in (("a", a), ("b", b))}
+    header = json.dumps(entries).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(b[1]))
+    with pytest.raises(ConfigError, match=r"model.safetensors is damaged or was cut short \(tensor [ab], F32 of shape"):
+        Tensors.open(tmp_path)
+
+
 def test_a_tensor_of_two_files_is_refused(tmp_path):
     for i in (1, 2):
         save_file({"x": np.ones(2, np.float32)}, tmp_path / f"model-0000{i}-of-00002.safetensors")

@@ -134,7 +134,7 @@ def read_header(path: Path) -> dict[str, Info]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
                 raise ValueError(f"it has {size} bytes, too few for its header")
-            header = json.loads(file.read(length).decode(), object_pairs_hook=_without_repetition)
+            header = json.loads(file.read(length).decode())
         header.pop("__metadata__", None)
         return _check(path, header, 8 + length, size)
     except FileNotFoundError as error:
@@ -160,13 +160,6 @@ def _check(path: Path, header: dict[str, Any], begin: int, size: int) -> dict[st
         found[name], end = info, begin + stop
     if end != size:
         raise ValueError(f"it has {size:,} bytes and its header tells of {end:,}")
-    return found
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("its header names something twice")
     return found
 
 
