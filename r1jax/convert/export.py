@@ -214,14 +214,20 @@ def _take(x: jax.Array, index: tuple[int, ...], split: tuple[bool, ...], where: 
       split: which of the indexed axes lie over several devices. The compiler would gather such an axis as a whole to take one
         entry of it; a sum over it of bits, all zero but for that entry, moves no more than the entry.
     """
-    for i, is_split in zip(index, split, strict=True):
-        if not is_split:
-            x = jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+    shape = x.shape[len(index) :]
+    starts = [0 if is_split else i for i, is_split in zip(index, split, strict=True)]
+    sizes = [n if is_split else 1 for n, is_split in zip(x.shape, split, strict=False)]
+    # In one step: on a CPU, a layer would be copied for every expert that is taken from it.
+    x = jax.lax.dynamic_slice(x, (*starts, *[0] * len(shape)), (*sizes, *shape))
+    for axis, i in enumerate(index):
+        if not split[axis]:
             continue
         dtype, width = x.dtype, jnp.dtype(f"uint{8 * x.dtype.itemsize}")
         bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)  # collectives know 32 bits everywhere, 16 not
-        mine = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) == i
-        x = jax.lax.bitcast_convert_type(jnp.where(mine, bits, 0).sum(0, dtype=jnp.uint32).astype(width), dtype)
+        mine = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) == i
+        whole = jnp.where(mine, bits, 0).sum(axis, dtype=jnp.uint32, keepdims=True)
+        x = jax.lax.bitcast_convert_type(whole.astype(width), dtype)
+    x = x.reshape(shape)
     return x if where is None else jax.lax.with_sharding_constraint(x, where)
 
 
