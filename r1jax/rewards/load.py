@@ -12,6 +12,7 @@ from types import ModuleType
 
 BUILT_IN = {
     "accuracy": "r1jax.rewards.accuracy:accuracy",
+    "code": "r1jax.rewards.code:code",
     "format": "r1jax.rewards.format:format",
     "reasoning_gym": "r1jax.rewards.reasoning_gym:reasoning_gym",
 }
@@ -20,8 +21,10 @@ BUILT_IN = {
 def load(name: str) -> Callable:
     """The reward that ``name`` stands for: a built-in, ``pkg.mod:f``, or ``path/file.py:f``.
 
+    A reward that needs something of the machine has an attribute ``ready``: a function that raises ValueError where it is missing.
+
     Raises:
-      ValueError: there is no such reward, or its module cannot be imported; one line.
+      ValueError: there is no such reward, its module cannot be imported, or it is not ready; one line.
     """
     module_name, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
     if not colon or not module_name or not attribute:
@@ -37,6 +40,11 @@ def load(name: str) -> Callable:
         raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}; {_functions_of(module)}")
     if not callable(function):
         raise ValueError(f"reward {name!r}: {attribute!r} is no function; {_functions_of(module)}")
+    if (ready := getattr(function, "ready", None)) is not None:
+        try:
+            ready()
+        except ValueError as e:
+            raise ValueError(f"reward {name!r}: {_one_line(e)}") from e
     return function
 
 

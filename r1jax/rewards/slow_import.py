@@ -1,4 +1,4 @@
-"""Imports that a reward makes at its first call, without counting against its time limit."""
+"""Work that does not count against a reward's time limit: imports at its first call, and what keeps a limit of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def stop_clock_with(context: Callable[[], AbstractContextManager]) -> None:
     """Set what surrounds a slow import. A worker gives a context that suspends its time limit; elsewhere there is none."""
     global _stopped_clock
     _stopped_clock = context
+
+
+def stopped_clock() -> AbstractContextManager:
+    """Surrounds work that ends by a limit of its own, below ``process.START_SECONDS``; the reward's clock then starts anew."""
+    return _stopped_clock()
 
 
 def slow_import(module: str) -> ModuleType:

@@ -135,7 +135,8 @@ def _limit_memory(gib: float) -> None:
     size = int(gib * 2**30)
     # macOS refuses RLIMIT_AS; the time limits still hold there.
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        # The hard limit stays: a compiler that a reward starts may need more than the reward.
+        resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
