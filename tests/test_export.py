@@ -153,6 +153,7 @@ def test_an_unchanged_model_leaves_as_it_came(family, tmp_path):
     weights = cast(draw(model), model)
     origin = config_of(model) | {"max_position_embeddings": 1234, "pad_token_id": 5, "eos_token_id": [3, 4]}
     first = write_directory(tmp_path / "first", model, weights, origin=origin)
+    (first / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.95, "eos_token_id": [1, 2]}')
     opened = loading.open_model(str(first))
     back = opened.load(opened.model, sharding.param_shardings(decoder.specs(opened.model), ONE, sharding.TRAIN))
     assert jax.tree.all(jax.tree.map(same_bits, back, weights))
@@ -163,6 +164,8 @@ def test_an_unchanged_model_leaves_as_it_came(family, tmp_path):
     assert a["model.embed_tokens.weight"].dtype == torch.bfloat16
     ours = json.loads((tmp_path / "second" / "config.json").read_text())
     assert ours == origin and ours == json.loads((first / "config.json").read_text())
+    generation = json.loads((tmp_path / "second" / "generation_config.json").read_text())
+    assert generation == {"temperature": 0.6, "top_p": 0.95, "eos_token_id": [1, 2, 3, 4]}  # every end token that was named
     assert (tmp_path / "second" / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
     if model.mtp_depth:
         last = f"model.layers.{model.n_layers}"

@@ -29,6 +29,8 @@ class Tokenizer:
     chat_template: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     """``tokenizer_config.json`` as it was read."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """``generation_config.json`` as it was read: what the model's makers sample with."""
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -67,7 +69,7 @@ class Tokenizer:
         if self.end_ids:
             config.setdefault("eos_token", self.backend.id_to_token(self.end_ids[0]))
         _write(directory / "tokenizer_config.json", config)
-        _write(directory / "generation_config.json", {"eos_token_id": list(self.end_ids)})
+        _write(directory / "generation_config.json", {**self.generation, "eos_token_id": list(self.end_ids)})
 
 
 def load(text: Text) -> Tokenizer:
@@ -95,9 +97,8 @@ def from_files(path: Path) -> Tokenizer:
     ends = [backend.token_to_id(token)] if isinstance(token := _content(config.get("eos_token")), str) else []
     for value in (generation.get("eos_token_id"), model.get("eos_token_id")):
         ends += value if isinstance(value, list) else [value]
-    return Tokenizer(
-        backend, tuple(dict.fromkeys(i for i in ends if i is not None)), _chat_template(file.parent, config), config
-    )
+    end_ids = tuple(dict.fromkeys(i for i in ends if i is not None))
+    return Tokenizer(backend, end_ids, _chat_template(file.parent, config), config, generation)
 
 
 def byte_tokenizer() -> Tokenizer:
