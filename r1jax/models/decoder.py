@@ -159,13 +159,14 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
     )
     x = project(x, m["merge"], model.matmul_dtype)
     ff = model.segments[-1].ff
+    last = segments != jnp.pad(segments, ((0, 0), (0, 1)))[:, 1:]  # sees a neighbour's token: it counts nowhere
     carry = (x, None, jnp.zeros((), jnp.float32))
     (x, _, balance), (load, experts) = _layer(
         carry,
         (m["layer"], 0, None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
         mask=packed_mask(segments, prefix),
-        segments=segments,
+        segments=jnp.where(last, 0, segments),
         start=None,
         ff=ff,
         model=model,
