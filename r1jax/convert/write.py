@@ -96,6 +96,15 @@ def write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def refuse_taken(out: Path) -> None:
+    """
+    Raises:
+      ConfigError: something is there, other than an empty directory.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not an empty directory; name a new one, or remove it first")
+
+
 @contextlib.contextmanager
 def new_directory(out: Path, size: int = 0) -> Iterator[Path]:
     """A directory to fill, which becomes ``out`` by one rename when the block ends. If the block raises, nothing is left; if
@@ -107,8 +116,7 @@ def new_directory(out: Path, size: int = 0) -> Iterator[Path]:
     Raises:
       ConfigError: something is there already, the disk has no room, or the directory cannot be written.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not an empty directory; name a new one, or remove it first")
+    refuse_taken(out)
     part = out.absolute().with_name(f".{out.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)

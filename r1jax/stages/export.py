@@ -17,6 +17,7 @@ from r1jax import config, loading, rundir, sharding
 from r1jax.config import ConfigError, commands
 from r1jax.convert import export as hugging_face
 from r1jax.convert import gguf_write
+from r1jax.convert.write import refuse_taken
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models import decoder
 
@@ -27,6 +28,7 @@ def export(command: commands.Export) -> int:
     Raises:
       ConfigError: the format cannot say the model, it is not like ``command.like``, or it cannot be written.
     """
+    refuse_taken(command.out)
     opened = loading.open_model(command.model)
     tokenizer = opened.found_tokenizer
     if opened.text != config.Text() or rundir.is_run(rundir.parse_run_name(command.model)[0]):
@@ -94,5 +96,6 @@ def refuse_differences(planned: hugging_face.Plan, like: Path) -> None:
       ConfigError: there is one.
     """
     if found := hugging_face.differences(planned, like):
-        print("\n".join(found))
+        if jax.process_index() == 0:
+            print("\n".join(found))
         raise ConfigError(f"{len(found)} tensors are not like those of {like}; nothing was written")
