@@ -41,6 +41,8 @@ class Opened:
     read: Read
     origin: dict[str, Any] | None = None
     """The Hugging Face config that the weights came with."""
+    commit: str | None = None
+    """Of the Hub repository that they came from."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -98,7 +100,7 @@ def open_model(name: str) -> Opened:
             f"{path}: the tokenizer has {tokenizer.vocab_size} entries and {hf.EMBEDDING} {checkpoint.model.vocab_size}; "
             "one of them is another model's"
         )
-    return Opened(name, checkpoint.model, tokenizer, config.Text(), checkpoint.load, checkpoint.config)
+    return Opened(name, checkpoint.model, tokenizer, config.Text(), checkpoint.load, checkpoint.config, hub.commit(path))
 
 
 def _find_tokenizer(path: Path) -> Tokenizer | None:

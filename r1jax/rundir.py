@@ -23,6 +23,7 @@ from typing import Any, Literal, TextIO
 
 from r1jax import config
 
+COMMITS = "commits"
 _LOCK = ".lock"
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -62,6 +63,10 @@ class RunDir:
         """``{"step": int, "time": str}`` once the last step was made, else None."""
         file = self.path / "finished.json"
         return json.loads(file.read_text()) if file.exists() else None
+
+    def record(self, commits: dict[str, str]) -> None:
+        """Writes into config.json, as ``commits``, what names on the Hub stood for. No setting: a resumed run may find others."""
+        _write(self.path / "config.json", {**self.config, COMMITS: commits})
 
     def finish(self, step: int) -> None:
         """Marks the run as done with its last step."""
@@ -118,7 +123,7 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
     except OSError as error:
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
     old = _read_config(path)
-    changes = config.diff(old, config_json)
+    changes = config.diff({name: value for name, value in old.items() if name != COMMITS}, config_json)
     if refused := [c for c in changes if not _is_safe(c[0], config_json, safe) and _has_saved(path, c[0], old)]:
         lock.close()
         raise config.ConfigError(

@@ -138,6 +138,14 @@ def test_a_finished_run_is_unfinished_by_more_steps_only(path):
     run.close()
 
 
+def test_commits_are_kept_in_the_config_and_are_no_setting(path):
+    run = rundir.open_or_resume(path, STAGE)
+    run.record({"init": "a" * 40})
+    run.close()
+    assert json.loads((path / "config.json").read_text()) == {**STAGE, "commits": {"init": "a" * 40}}
+    rundir.open_or_resume(path, STAGE).close()
+
+
 HOLD = """
 import sys
 from pathlib import Path

@@ -37,6 +37,8 @@ class Prepared:
     memory: memory.Memory
     export: hugging_face.Plan | None
     """What each export writes; None: there is none."""
+    commits: dict[str, str]
+    """``init`` and ``sources.NAME`` that are names on the Hub -> the commit that they stood for."""
 
 
 def prepare_all(settings: Stage | Pipeline, name: str) -> dict[str, Prepared]:
@@ -62,12 +64,15 @@ def prepare(stage: Stage, planned: Mapping[str, loading.Opened] = MappingProxyTy
     mesh = sharding.make_mesh(stage.mesh)
     model, opened = find_model(stage, planned)
     found, template, text = find_text(stage, model, opened)
-    mixture = Mixture([(s, sources.load(s)) for s in stage.sources], stage.seed)
+    loaded = [(s, sources.load(s)) for s in stage.sources]
+    mixture = Mixture(loaded, stage.seed)
     rows = held_out_rows(stage)
     needed = memory.table(stage, model, mesh)
     memory.check(needed, stage, model, mesh)
     export = plan_export(stage.export, model, text, found, opened) if stage.export.every else None
-    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export)
+    commits = {"init": opened and opened.commit} | {f"sources.{s.name}": r.commit for s, r in loaded}
+    commits = {place: commit for place, commit in commits.items() if commit is not None}
+    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits)
 
 
 def find_model(
