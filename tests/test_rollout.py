@@ -12,6 +12,7 @@ from random_models import GQA, MLA, draw, jit
 from r1jax import config, sharding
 from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
+from r1jax.observe import compiling
 from r1jax.rollout import Sampler
 from r1jax.rollout.sampling import _inverse_cdf, row_keys, sample_tokens
 from r1jax.types import FINISH, GOING
@@ -180,20 +181,33 @@ def test_a_stop_string_ends_the_answer_where_it_is_complete_even_across_tokens(s
     assert 3 <= stopped < 8
 
 
-def test_an_answer_that_is_watched_is_the_same_and_compiles_nothing_more(samplers, warm, caplog):
+@pytest.fixture
+def compiled():
+    """The programs that were compiled since the test began, by name."""
+    names = []
+
+    def heard(event, seconds, fun_name="", **_):
+        if event == compiling.COMPILED:
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def test_an_answer_that_is_watched_is_the_same_and_compiles_nothing_more(samplers, warm, compiled):
     """Nor does it when its text is looked at for stop strings after every chunk."""
     whole = answers(warm)
     for stop in ((), ("no digits",)):
         for i, prompt in enumerate(PROMPTS):
             sampling = dataclasses.replace(WARM, stop=stop)
-            with jax.log_compiles():
-                steps = list(samplers["gqa"].stream(prompt, sampling, chunk=5, round=3, id=10 + i))
+            steps = list(samplers["gqa"].stream(prompt, sampling, chunk=5, round=3, id=10 + i))
             ids, _, finish = whole[10 + i, 0]
             assert [s.tokens[0, s.loss_mask[0]].tolist() for s in steps] == [ids[:n] for n in range(5, len(ids), 5)] + [ids]
             assert [int(s.finish[0]) for s in steps] == [GOING] * (len(steps) - 1) + [FINISH.index(finish)]
             same(answers(steps[-1]), whole)
     # one prompt at a time is another prefill; the decode loop is the one that `warm` has compiled
-    assert caplog.text.count("Compiling jit(_prefill_rows)") == 1 and "Compiling jit(_decode_rows)" not in caplog.text
+    assert compiled.count("jit(_prefill_rows)") == 1 and "jit(_decode_rows)" not in compiled
     assert {len(ids) > 5 for ids, _, _ in whole.values()} == {True, False}
 
 
