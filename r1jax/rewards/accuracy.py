@@ -8,16 +8,19 @@ import logging
 import re
 from typing import Any
 
-from r1jax.rewards.extract import final_answer, last_boxed
-from r1jax.rewards.guard import too_costly
-from r1jax.rewards.quantity import Quantity, clean, quantity, split_unit
+from r1jax.rewards.extract import final_answer, marked
+from r1jax.rewards.guard import MAX_CHARS, too_costly
+from r1jax.rewards.notation import clean
+from r1jax.rewards.quantity import Quantity, quantity, split_unit
 from r1jax.rewards.score import Score
 from r1jax.rewards.slow_import import slow_import
 
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_IDLE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
-_ASSIGNMENT = re.compile(r"[A-Za-z]\s*=\s*(?=[^=]+$)")
+_MARKED = re.compile(r"\\(?:text|mathrm|textrm|mbox) ?\{([^{}]*)\}")
+_CONNECTIVES = frozenset({"or", "and", "if"})
+_IDLE_SPACE = re.compile(r"(?<!\d)\s|\s(?!\d)")
+_ASSIGNMENT = re.compile(r"[A-Za-z](?:_(?:\w|\{\w+\}))?\s*=\s*(?=[^=]+$)")
 _DECIMALS = 12
 """Places to which values without an exact form must agree: so 1.414214 is not a square root of 2."""
 
@@ -45,12 +48,13 @@ def _expected(row: dict) -> str:
     answer = row["answer"]
     if not isinstance(answer, str | int | float):
         raise ValueError(f"row['answer'] is a {type(answer).__name__}; accuracy compares with a string or a number")
-    text = str(answer)
-    return last_boxed(text) or text
+    return marked(str(answer))
 
 
 def _equal(answer: str, expected: str) -> tuple[bool, str]:
     """Whether they are equal, and what to add to the explanation."""
+    if len(answer) > len(expected) + MAX_CHARS:
+        return False, f" (not compared: longer than {MAX_CHARS} characters)"
     answer, expected = clean(answer), clean(expected)
     if ("=" in answer) != ("=" in expected):  # 'x = 4' answers what '4' answers
         answer, expected = _ASSIGNMENT.sub("", answer, count=1), _ASSIGNMENT.sub("", expected, count=1)
@@ -62,6 +66,8 @@ def _equal(answer: str, expected: str) -> tuple[bool, str]:
         return answer.casefold() == expected.casefold(), ""
     if answer.isalpha() and expected.isalpha():  # a choice or a variable, for which case counts
         return False, ""
+    if "\n" in answer and "\n" not in expected and "\\begin" not in answer:
+        return False, " (not compared: more than one line)"
     ours, theirs = quantity(answer), quantity(expected)
     if ours is not None and theirs is not None:
         return _same_quantity(ours, theirs), ""
@@ -70,8 +76,10 @@ def _equal(answer: str, expected: str) -> tuple[bool, str]:
         return False, " (another unit)"
     if _is_prose(theirs):
         return ours.casefold() == theirs.casefold(), ""
-    if _is_prose(ours):
+    if _is_prose(ours) or _marked_words(ours) != _marked_words(theirs):
         return False, " (not compared: words, not a formula)"
+    if None not in (brackets := {_brackets(ours), _brackets(theirs)}) and len(brackets) > 1:
+        return False, " (other brackets)"
     if why := too_costly(theirs):
         raise ValueError(f"row['answer'] is not compared with: it has {why}")
     if why := too_costly(ours):
@@ -81,6 +89,29 @@ def _equal(answer: str, expected: str) -> tuple[bool, str]:
 
 def _is_prose(text: str) -> bool:
     return len(_WORD.findall(text)) >= 3
+
+
+def _marked_words(text: str) -> list[str]:
+    """The words that LaTeX marks as text, without those that join formulas: the parser would drop them."""
+    words = " ".join(_MARKED.findall(text)).lower().split()
+    return [word for word in words if len(word) > 1 and word not in _CONNECTIVES]
+
+
+def _brackets(text: str) -> str | None:
+    """Of several values: ``()`` of a tuple or open interval, ``[)`` and so on, '' of a set or a list without brackets. None of
+    anything else."""
+    text = text.replace("\\{", "{").replace("\\}", "}")
+    depth, commas, outside = 0, set(), False
+    for character in text[:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        outside = outside or depth == 0
+        if character == ",":
+            commas.add(depth)
+    if 0 in commas:
+        return ""
+    if outside or 1 not in commas:
+        return None
+    return "" if text[0] == "{" else text[0] + text[-1]
 
 
 def _same_quantity(a: Quantity, b: Quantity) -> bool:
@@ -95,7 +126,7 @@ def _symbolically_equal(answer: str, expected: str) -> bool:
     ours = _parse(answer) if theirs else []
     if not ours or not theirs:
         return False
-    return verifier.verify(theirs, ours, float_rounding=_DECIMALS, timeout_seconds=None)
+    return verifier.verify(theirs, ours, float_rounding=_DECIMALS, allow_set_relation_comp=True, timeout_seconds=None)
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+_MARK = "####"
+"""GSM8K's, before the answer."""
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def final_answer(completion: str) -> str | None:
     """The answer in what follows the thought: the last ``\\boxed{}`` of the last ``<answer>...</answer>``, or that element, or
-    the last ``\\boxed{}``, or else the whole text.
+    the last ``\\boxed{}``, or else the whole text. Where no box is, what follows the last ``####`` on its line is taken.
 
     What stands in ``<think>`` is never an answer. None if the thought is not closed or nothing follows it.
     """
@@ -18,8 +20,16 @@ def final_answer(completion: str) -> str | None:
     start = text.rfind("<answer>", 0, end) if end >= 0 else -1
     if start >= 0:
         text = text[start + len("<answer>") : end]
+    return marked(text).strip() or None
+
+
+def marked(text: str) -> str:
+    """What the last ``\\boxed{}`` holds, or what follows the last ``####`` on its line, or the text."""
     box = last_boxed(text)
-    return (text if box is None else box).strip() or None
+    if box is not None:
+        return box
+    before, mark, after = text.rpartition(_MARK)
+    return after.strip().partition("\n")[0] if mark and not before.endswith("#") else text
 
 
 def last_boxed(text: str) -> str | None:

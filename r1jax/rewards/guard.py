@@ -18,9 +18,14 @@ MAX_POWER = 10_000
 MAX_GROUP_POWER = 100
 """Largest exponent of a bracket: expanding (x + 1)^n takes longer than n."""
 MAX_FACTORIAL = 1000
+MAX_FACTORS = 10
+"""Brackets multiplied with each other: expanding doubles with each."""
+MAX_RELATIONS = 20
 
 _EVALUATED = re.compile(r"\\(sum|prod|i{1,3}nt|oint|lim|limsup|liminf|bigcup|bigcap)(?![a-z])")
 _COUNTING = re.compile(r"\\(?:[dt]?binom|Gamma|zeta|choose|gcd|lcm)(?![a-z])|\\operatorname")
+_FACTOR = re.compile(r"[)\]](?:\*|\\cdot|\\times)?[(\[]")
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|lt|gt|ne)q?(?![a-z])")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -33,6 +38,10 @@ def too_costly(latex: str) -> str:
         return f"nested deeper than {MAX_DEPTH}"
     if len(re.findall(r"[\\+*/=_|-]", text)) > MAX_OPERATORS or re.search(r"[-+]{5,}", text):
         return "too many operators"
+    if len(_FACTOR.findall(text)) >= MAX_FACTORS:
+        return f"more than {MAX_FACTORS} brackets multiplied"
+    if len(_RELATION.findall(text)) > MAX_RELATIONS:
+        return f"more than {MAX_RELATIONS} relations"
     if text.count("\\exp") > 2 or len(re.findall(r"\\(?:sqrt|log|ln|sin|cos|tan)", text)) > 20:
         return "many functions"
     if re.search(rf"\d{{{MAX_DIGITS + 1}}}", text):
@@ -59,7 +68,7 @@ def _powers(text: str) -> str:
         exponent = _operand(text, match.end())
         if exponent.startswith("\\circ"):
             continue
-        if exponent.count("^") > 1 or re.search(r"[\d)}]\^", exponent) or re.match(r"\^", text[match.end() + len(exponent) :]):
+        if exponent.count("^") > 1 or re.search(r"[\d)}\]|!]\^", exponent) or re.match(r"\^", text[match.end() + len(exponent) :]):
             return "a tower of powers"
         if "!" in exponent or text.startswith("!", match.end() + len(exponent)):
             return "a factorial in a power"

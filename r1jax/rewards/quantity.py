@@ -9,10 +9,10 @@ from typing import NamedTuple
 MAX_CHARS = 300
 """A longer text is not taken for a number."""
 
-_INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_INT = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
 _NUM = rf"(?:{_INT}(?:\.\d*)?|\.\d+)"
 _TEN = r"10\s*\^\s*(?:\{\s*(?P<p>[+-]?\d{1,4})\s*\}|(?P<p1>\d)(?!\d))"
-_POWER = rf"(?:[eE](?P<e>[+-]?\d{{1,4}})|\s*(?:\\times|\\cdot|×|\*)\s*{_TEN})"
+_POWER = rf"(?:[eE](?P<e>[+-]?\d{{1,4}})|\s*(?:\\times|\\cdot|\*)\s*{_TEN})"
 _FORMS = tuple(
     re.compile(form, re.ASCII)
     for form in (
@@ -24,29 +24,33 @@ _FORMS = tuple(
         _TEN,
     )
 )
-_SIGN = re.compile(r"\s*(?P<c1>[$€£])?\s*(?P<sign>[+-]?)\s*(?P<c2>[$€£])?\s*")
-_TEXT_UNIT = re.compile(
-    r"\s*\\(?:text|mathrm|textrm|mbox)\s*\{\s*(?P<unit>[^{}\\]*?)\s*\}(?P<si>)(?:\s*\^\s*\{?\s*(?P<power>\d)\s*\}?)?\s*$"
-)
-_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|°)\s*$")
+_SIGN = re.compile(r"\s*(?P<c1>[$€£¥])?\s*(?P<sign>[+-]?)\s*(?P<c2>[$€£¥])?\s*")
+_UNIT_POWER = r"(?:\s*\^\s*\{?\s*(?P<power>\d)\s*\}?)?"
+_TEXT_UNIT = re.compile(rf" *\\(?:text|mathrm|textrm|mbox) ?\{{ *(?P<unit>[^{{}}\\\n]*?) *\}}{_UNIT_POWER} *$")
 _WORD_UNIT = re.compile(
-    r"(?:\s+(?P<unit>[A-Za-z]{2,}(?:\s+[A-Za-z]+)*|[mgshlLNJWVKCF])|(?P<si>[cmk][mgl]|ft|lb|oz|min|mph))"
-    r"(?:\s*\^\s*\{?\s*(?P<power>\d)\s*\}?)?$"
+    r"(?: +(?P<unit>(?:[A-Za-z]{2,}|[mgshlLNJWVKCF](?=/|$| *\^))(?:[ /][A-Za-z]+){0,4})|(?P<si>[cmk][mgl]|ft|lb|oz|min|mph))"
+    rf"{_UNIT_POWER}$"
 )
-_NOT_UNITS = {"pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "and", "or", "mod", "choose", "over"}
-_WRAPS = tuple(
-    re.compile(wrap, re.DOTALL)
-    for wrap in (
-        r"\$\$([^$]*)\$\$",
-        r"\$([^$]+)\$",
-        r"\\\(((?:(?!\\\)).)*)\\\)",
-        r"\\\[((?:(?!\\\]).)*)\\\]",
-        r"\*\*([^*]+)\*\*",
-        r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}",
-        r"\{([^{}]*)\}",
-        r"\(([A-Z])\)",
-    )
+_DEGREES = re.compile(
+    r" *(?:\^ *\{? *\\circ *\}?|\\degree|°) *(?:(?P<scale>[CF])|\\(?:text|mathrm|rm) ?\{ *(?P<marked>[CF]) *\})?$"
 )
+_CURRENCY_AFTER = re.compile(r"(?<=\d) ?([€£¥])$")
+_BASE = re.compile(r"(?<=[\dA-F])_ ?(?:\{ *(\d+) *\}|(\d))$")
+_NOT_UNITS = frozenset(
+    ("sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "and", "or", "mod", "choose", "over", "is", "are")
+    + ("was", "not", "no", "but", "to", "than", "more", "less", "plus", "minus", "times", "half", "if", "wrong", "maybe")
+)
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SYMBOLS = {
+    "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "centimeter": "cm", "centimetre": "cm",
+    "millimeter": "mm", "millimetre": "mm", "foot": "ft", "feet": "ft", "inch": "in", "inches": "in", "mile": "mi",
+    "yard": "yd", "gram": "g", "kilogram": "kg", "milligram": "mg", "Kg": "kg", "lb": "pound", "lbs": "pound", "£": "pound",
+    "ounce": "oz", "liter": "L", "litre": "L", "l": "L", "milliliter": "mL", "millilitre": "mL", "ml": "mL",
+    "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "hrs": "h",
+    "dollar": "$", "usd": "$", "euro": "€", "eur": "€", "yen": "¥", "percent": "%", "degrees": "degree",
+    "celsius": "C", "fahrenheit": "F",
+}  # fmt: skip
+_PHRASES = {"mph": "mi/h", "kph": "km/h", "per cent": "%", "C": "degree C", "F": "degree F"}
 
 
 class Quantity(NamedTuple):
@@ -55,63 +59,78 @@ class Quantity(NamedTuple):
     """'' if none is written; ``%`` is part of the value, not a unit."""
 
 
-def clean(text: str) -> str:
-    """The text without what does not change its meaning: math delimiters, spacing commands, size commands, bold, final
-    punctuation; one space for any white space; ASCII minus; ``\\frac`` for its variants."""
-    text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%").replace("−", "-").replace("~", " ")
-    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)
-    text = re.sub(r"(?<!\\)\\(?:[,!;:]|(?:left|right|displaystyle)(?![a-z]))", "", text)
-    text = re.sub(r"(?<!\\)\\(?: |quad(?![a-z]))", " ", text)
-    text = " ".join(text.split())
-    while True:
-        before = text
-        text = text.strip().rstrip(".,;:").rstrip() if not text.endswith("\\") else text
-        for wrap in _WRAPS:
-            if match := wrap.fullmatch(text):
-                text = match.group(1).strip()
-        if text == before:
-            return text
-
-
 def quantity(text: str) -> Quantity | None:
-    """The number that ``text``, already ``clean``, writes.
+    """The number that ``text``, already ``notation.clean``, writes.
 
     That is an integer or decimal with or without thousands separators, ``1.5e3``, ``1.5 \\times 10^3``, a fraction, a mixed
-    number or ``0.\\overline{3}``; a sign, ``$``, ``%`` or a unit may stand beside it.
+    number, ``0.\\overline{3}`` or ``4 million``; a sign, ``$``, ``%`` or a unit may stand beside it.
 
     None if it is anything else.
     """
     if len(text) > MAX_CHARS:
         return None
-    body, unit = split_unit(text)
-    if unit == "" and (match := _WORD_UNIT.search(body)) and not _NOT_UNITS.intersection((match["unit"] or "").lower().split()):
-        body, unit = body[: match.start()], _unit(match)
+    body, unit = _split(text)
+    if unit == "" and (match := _WORD_UNIT.search(body)) and (named := _unit(match["unit"] or match["si"], match["power"])):
+        body, unit = body[: match.start()], named
+    scale, _, rest = unit.partition(" ")
+    factor = Fraction(_SCALES.get(scale, 1))
+    unit = rest if factor != 1 else unit
     sign = _SIGN.match(body)
     currency = sign["c1"] or sign["c2"] or ""
+    currency = _SYMBOLS.get(currency, currency)
     body = body[sign.end() :].rstrip()
-    percent = body.endswith("%")
-    body = body[:-1].rstrip() if percent else body
+    if body.endswith("%") and not unit:
+        body, unit = body[:-1].rstrip(), "%"
+    if unit == "%":
+        factor, unit = factor / 100, ""
     value = _value(body)
-    if value is None or (currency and unit):
+    if currency and unit.startswith("per "):
+        currency = unit = f"{currency}/{unit.removeprefix('per ')}"
+    if value is None or (currency and unit not in ("", currency)):
         return None
-    return Quantity((-value if sign["sign"] == "-" else value) / (100 if percent else 1), currency or unit)
+    return Quantity((-value if sign["sign"] == "-" else value) * factor, currency or unit)
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """``\\sqrt{2}\\text{ cm}`` -> (``\\sqrt{2}``, ``cm``): a unit that LaTeX marks as text, or degrees. The unit may be ''."""
+    """``\\sqrt{2}\\text{ cm}`` -> (``\\sqrt{2}``, ``cm``): a unit that LaTeX marks as text, degrees, a currency's sign, or the
+    base of a number. The unit may be ''. It stands on the line of what it follows."""
+    body, unit = _split(text)
+    # These change the value.
+    return (text, "") if unit == "%" or unit.partition(" ")[0] in _SCALES else (body, unit)
+
+
+def _split(text: str) -> tuple[str, str]:
     if match := _DEGREES.search(text):
-        return text[: match.start()], "degree"
-    if (match := _TEXT_UNIT.search(text)) and match.start() > 0:
-        return text[: match.start()], _unit(match)
+        scale = match["scale"] or match["marked"]
+        return text[: match.start()], f"degree {scale}" if scale else "degree"
+    if match := _BASE.search(text):
+        return text[: match.start()], f"base {match[1] or match[2]}"
+    if match := _CURRENCY_AFTER.search(text):
+        return text[: match.start()], _SYMBOLS.get(match[1], match[1])
+    if (match := _TEXT_UNIT.search(text)) and match.start() > 0 and (unit := _unit(match["unit"], match["power"])):
+        return text[: match.start()], unit
     return text, ""
 
 
-def _unit(match: re.Match) -> str:
-    """Plural and singular are one unit; so are different cases."""
-    unit = (match["unit"] or match["si"]).lower().rstrip(".")
-    if len(unit) > 3:
-        unit = unit.removesuffix("s")
-    return unit + (match["power"] or "")
+def _unit(words: str, power: str | None) -> str:
+    """One name for a unit: ``square feet`` and ``ft^2`` are ``ft2``; plural and singular are one, and so are different cases of
+    longer words. '' if the words are no unit."""
+    names = [_name(word) for word in words.replace("/", " / ").replace(" per ", " / ").split()]
+    if not names or _NOT_UNITS.intersection(names) or len(names) > 5:
+        return ""
+    if names[0] in ("square", "sq", "cubic") and len(names) > 1:
+        power = "3" if names[0] == "cubic" else "2"
+        names = names[1:]
+    unit = " ".join(names).replace(" / ", "/")
+    return _PHRASES.get(unit, unit) + (power or "")
+
+
+def _name(word: str) -> str:
+    word = word.rstrip(".")
+    if len(word) > 2:
+        word = word.lower()
+    singular = word[:-1] if len(word) > 3 and word.endswith("s") else word
+    return _SYMBOLS.get(word) or _SYMBOLS.get(singular) or singular
 
 
 def _value(body: str) -> Fraction | None:
@@ -138,7 +157,7 @@ def _value(body: str) -> Fraction | None:
 
 
 def _decimal(text: str) -> Fraction:
-    return Fraction(text.replace(",", "").rstrip(".") or "0")
+    return Fraction(text.replace(",", "").replace(" ", "").rstrip(".") or "0")
 
 
 def _repeating(whole: str, fixed: str, period: str) -> Fraction:
