@@ -42,7 +42,8 @@ def test_a_template_that_deletes_thoughts_deletes_none_that_is_trained():
         {"role": "assistant", "content": "<think>\nso</think>2"},
         {"role": "user", "content": "2+2?"},
     ]
-    example = encode({"prompt": prompt, "completion": "<think>\nhm</think>4"}, Template(Text(template=THOUGHTLESS), BYTES), BYTES)
+    row = {"prompt": prompt, "completion": "<think>\nhm</think>4"}
+    example = encode(row, Template(Text(template=THOUGHTLESS), BYTES), BYTES)
     assert BYTES.decode(example.tokens[~example.trained]) == "user: 1+1?\nassistant: 2\nuser: 2+2?\nassistant: "
     assert BYTES.decode(example.tokens[example.trained]) == "<think>\nhm</think>4<|end|>"
 
