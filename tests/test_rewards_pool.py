@@ -14,6 +14,7 @@ import pytest
 from r1jax import rewards
 from r1jax.config import Workers
 from r1jax.rewards import Item, Pool, Score
+from r1jax.rewards.accuracy import accuracy
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,10 +23,16 @@ import asyncio, os, signal, subprocess, sys, time
 from r1jax.rewards import Score
 
 def index(prompt, completion, row): return row["i"]
-def slow_index(prompt, completion, row):
-    open(os.path.join(completion, str(os.getpid())), "w").close()
-    time.sleep(0.002)
+def gated(prompt, completion, row):
+    while not os.path.exists(completion): time.sleep(0.01)
     return row["i"]
+def counted(prompt, completion, row):
+    with open(row["log"], "a+") as log:
+        log.write("x")
+        log.seek(0)
+        first = log.read() == "x"
+    if completion == "once" and first: os.kill(os.getpid(), signal.SIGKILL)
+    return misbehave(prompt, completion, row)
 def misbehave(prompt, completion, row):
     do = completion
     if do == "sleep": time.sleep(60)
@@ -74,8 +81,8 @@ MISBEHAVIOUR = {
     "deaf": (0.0, "timeout", "had to be killed"),
     "catch all": (0.0, "timeout", "longer than 1.5 s"),
     "os._exit": (0.0, "crash", "exited with status 0"),
-    "kill": (0.0, "crash", "died of SIGKILL"),
-    "abort": (0.0, "crash", "died of SIGABRT"),
+    "kill": (0.0, "crash", "died of signal 9 (Killed)"),
+    "abort": (0.0, "crash", "died of signal 6 (Aborted)"),
     "sys.exit": (0.0, "error", "SystemExit: 3"),
     "raise": (0.0, "error", "RuntimeError: two lines (bad.py:"),
     "memory": (0.0, "error", "MemoryError"),
@@ -154,7 +161,7 @@ def test_a_bad_reward_is_refused_before_anything_is_scored(bad, tmp_path):
     (tmp_path / "dies.py").write_text("import os\nos._exit(4)\n")
     (tmp_path / "syntax.py").write_text("def f(:\n")
     cases = {
-        "acuracy": "not a built-in (accuracy, format, reasoning_gym)",
+        "acuracy": "not a built-in (accuracy, ",
         "no.such.module:f": "No module named 'no'",
         f"{tmp_path}/none.py:f": "there is no file",
         bad + "indxe": "has no 'indxe'; it defines index",
@@ -186,31 +193,133 @@ def test_rewards_are_loaded_by_module_file_and_name(bad, tmp_path, monkeypatch):
         assert pool.score([Item("p", "", {}, ("mine.py:f", "mine:f"))]) == [{"mine.py:f": Score(0.75), "mine:f": Score(0.75)}]
 
 
-def test_order_is_kept_while_workers_are_killed(bad, tmp_path):
-    reward, n = bad + "slow_index", 400
-    at_work = tmp_path / "at_work"
-    at_work.mkdir()
-    stop, kills = threading.Event(), []
+def test_killing_workers_at_random_changes_no_score(bad):
+    """A kill comes some time after every 500 items or so: so no item can be hit for ever, however slow the machine."""
+    rng = random.Random(0)
+    index, batch = bad + "index", 50
+    answers = [(r"\frac{%d}{\sqrt{2}}" if i % 200 == 7 else "%d") % rng.randrange(1, 4) for i in range(5000)]
+    rows = [{"i": i, "answer": rf"\frac{{2\sqrt{{2}}}}{{{1 + i % 3}}}" if i % 200 == 7 else 2} for i in range(5000)]
+    items = [
+        Item("p", f"<think>a</think> <answer>{a}</answer>", row, (index, "accuracy", "format"))
+        for a, row in zip(answers, rows, strict=True)
+    ]
+    done, kills, stop = threading.Semaphore(0), [], threading.Event()
 
     def kill_now_and_then():
-        while not stop.wait(0.15):
-            if workers := [int(path.name) for path in at_work.iterdir()]:
-                kills.append(random.choice(workers))
+        while not stop.is_set():
+            for _ in range(rng.randrange(5, 16)):
+                done.acquire()
+            time.sleep(rng.uniform(0, 0.1))
+            if not stop.is_set() and (workers := running_workers(os.getpid())):
+                kills.append(rng.choice(workers))
                 os.kill(kills[-1], signal.SIGKILL)
-                (at_work / str(kills[-1])).unlink()
 
-    with Pool(Workers(count=2)) as pool:
+    with Pool(Workers(count=2, timeout=60.0)) as pool:
         killer = threading.Thread(target=kill_now_and_then)
         killer.start()
+        futures = []
+        for i in range(0, len(items), batch):
+            futures.append(pool.submit(items[i : i + batch]))
+            futures[-1].add_done_callback(lambda _: done.release())
+        found = [scores for future in futures for scores in future.result()]
+        stop.set()
+        done.release(20)
+        killer.join()
+    assert len(kills) >= 5
+    for item, scores in zip(items, found, strict=True):
+        expected = [item.row["i"], accuracy(item.prompt, item.completion, item.row).value, 1.0]
+        assert [(s.value, s.status) for s in scores.values()] == [(value, "ok") for value in expected], item
+    assert {s["accuracy"].value for s in found[7::200]} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("do", "starts", "status"), [("kill", 10, "crash"), ("os._exit", 2, "crash"), ("deaf", 1, "timeout"), ("once", 2, "ok")]
+)
+def test_a_death_is_tried_again_and_a_timeout_is_not(bad, tmp_path, do, starts, status):
+    """A worker that somebody else killed must not cost the answer that it was scoring."""
+    reward = bad + "counted"
+    item = Item("p", do, {"log": str(tmp_path / "log")}, (reward,))
+    with Pool(Workers(count=1, timeout=1.0)) as pool:
+        scores = pool.score([item, Item("p", "", {"log": "/dev/null"}, (reward,))])
+    assert [s[reward].status for s in scores] == [status, "ok"]
+    assert len((tmp_path / "log").read_text()) == starts
+
+
+def test_a_worker_killed_while_it_imports_is_started_again(tmp_path):
+    """More often than a reward may end its worker by itself: a slow import is long under fire."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\n"
+        f"log = open({str(tmp_path / 'log')!r}, 'a+'); log.write('x'); log.seek(0)\n"
+        "if len(log.read()) < 6: log.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def f(p, c, r): return 1.0\n"
+    )
+    (tmp_path / "lazy.py").write_text(
+        "from r1jax.rewards.slow_import import slow_import\ndef f(p, c, r): return slow_import('slow').f(p, c, r)\n"
+    )
+    for file in ("slow", "lazy"):
+        (tmp_path / "log").unlink(missing_ok=True)
+        with Pool(Workers(count=1)) as pool:
+            assert pool.score([Item("p", "", {}, (f"{tmp_path}/{file}.py:f",))])[0][f"{tmp_path}/{file}.py:f"] == Score(1.0)
+
+
+def test_submitting_waits_while_the_queue_is_full(bad, tmp_path):
+    """Items wait for a file; what is submitted beyond the queue waits with its caller."""
+    reward, gate = bad + "gated", tmp_path / "gate"
+    futures = []
+
+    def submit():
+        for i in range(6):
+            futures.append(pool.submit([Item("p", str(gate), {"i": 2 * i + k}, (reward,)) for k in range(2)]))
+
+    with Pool(Workers(count=1, timeout=60.0, queue=4)) as pool:
+        pool.check([reward])
+        thread = threading.Thread(target=submit)
+        thread.start()
+        time.sleep(0.3)
+        assert len(futures) == 2 and thread.is_alive()
+        gate.touch()
+        thread.join(timeout=30)
+        assert [s[reward].value for future in futures for s in future.result()] == list(range(12))
+        big = pool.score(numbered(50, bad + "index"))  # more than the queue at once
+        assert [s[bad + "index"].value for s in big] == list(range(50))
+
+
+def test_closing_wakes_who_waits_for_room(bad, tmp_path):
+    pool, told = Pool(Workers(count=1, timeout=60.0, queue=1)), []
+
+    def submit():
         try:
-            scores = [s[reward] for s in pool.score(numbered(n, reward, completion=str(at_work)))]
-        finally:
-            stop.set()
-            killer.join()
-    assert len(kills) >= 3
-    crashed = [i for i, s in enumerate(scores) if s.status == "crash"]
-    assert 1 <= len(crashed) <= len(kills)
-    assert all(s == Score(float(i)) for i, s in enumerate(scores) if i not in crashed)
+            pool.submit([Item("p", str(tmp_path / "never"), {"i": i}, (bad + "gated",)) for i in range(3)])
+        except ValueError as e:
+            told.append(str(e))
+
+    pool.check([bad + "gated"])
+    thread = threading.Thread(target=submit)
+    thread.start()
+    time.sleep(0.2)
+    pool.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive() and "closed" in told[0]
+
+
+def test_a_stream_keeps_order_and_reads_no_further_ahead_than_its_queue(bad):
+    read, ahead = 0, []
+
+    def endless():
+        nonlocal read
+        while True:
+            yield Item("p", "", {"i": read}, (bad + "index",))
+            read += 1
+
+    with Pool(Workers(count=2, queue=600)) as pool:
+        for i, scores in enumerate(pool.stream(endless())):
+            assert scores[bad + "index"].value == i
+            ahead.append(read - i)
+            if i == 3000:
+                break
+        few = [s[bad + "index"].value for s in pool.stream(iter(numbered(7, bad + "index")))]
+    assert 256 <= max(ahead) <= 600
+    assert few == list(range(7)) and not list(pool.stream([]))
 
 
 def test_many_threads_score_at_once(bad):

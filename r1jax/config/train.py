@@ -121,11 +121,13 @@ class Workers:
     timeout: float = 3.0
     """Seconds one reward of one answer may take; then its worker is killed and replaced."""
     memory_gib: float = 2.0
+    queue: int = 4096
+    """Answers under way at once; more wait until some of these are scored."""
     max_error_share: float = 0.2
-    """The run stops when more than this share of a round's scores failed."""
+    """The run stops when more than this share of the scores of a round or of an evaluation failed."""
 
     def __post_init__(self):
-        if self.count < 1 or self.timeout <= 0 or self.memory_gib <= 0:
-            raise ConfigError("workers.count must be at least 1, workers.timeout and memory_gib above 0")
+        if self.count < 1 or self.queue < 1 or self.timeout <= 0 or self.memory_gib <= 0:
+            raise ConfigError("workers.count and queue must be at least 1, workers.timeout and memory_gib above 0")
         if not 0 <= self.max_error_share <= 1:
             raise ConfigError(f"workers.max_error_share is {self.max_error_share}; it is a share, from 0 to 1")

@@ -6,8 +6,8 @@ import itertools
 import json
 import queue
 import threading
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,6 @@ from r1jax.rewards.score import Score
 CHUNK = 32
 """Answers sent to a worker at once."""
 CLOSED = "the reward pool was closed while it was scoring"
-DEATHS = 3
-"""Workers that may die while importing one reward, before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +37,17 @@ class Item:
 class Pool:
     """``workers.count`` worker processes, started when they are first needed. A context manager.
 
-    Its methods may be called from any thread.
+    Its methods may be called from any thread. At most ``workers.queue`` items are under way at once.
     """
 
     def __init__(self, workers: Workers):
-        if workers.count < 1 or workers.timeout <= 0 or workers.memory_gib <= 0:
-            raise ValueError("workers.count must be at least 1, workers.timeout and workers.memory_gib above 0")
+        self._queue = workers.queue
         self._tasks: queue.SimpleQueue[_Chunk | _Check | None] = queue.SimpleQueue()
-        self._feeders = [_Feeder(workers, self._tasks) for _ in range(workers.count)]
+        self._feeders = [_Feeder(workers, self._tasks, self._scored) for _ in range(workers.count)]
         self._loadable: set[str] = set()
         self._closed = False
-        self._lock = threading.Lock()
+        self._under_way = 0
+        self._room = threading.Condition()
 
     def __enter__(self) -> Pool:
         return self
@@ -67,23 +65,28 @@ class Pool:
         if not unknown:
             return
         check = _Check(unknown, Future())
-        self._put([check])
+        self._put(check, 0)
         failed = check.future.result()
         if failed:
             raise ValueError("; ".join(failed.values()))
         self._loadable.update(unknown)
 
     def submit(self, items: Sequence[Item]) -> Future[list[dict[str, Score]]]:
-        """Starts scoring. The future holds what ``score`` returns.
+        """Starts scoring; waits while ``workers.queue`` items are under way. The future holds what ``score`` returns.
 
         Raises:
           ValueError: a reward cannot be loaded, a row is not JSON, or the pool is closed.
         """
-        requests = [_encode(i, item) for i, item in enumerate(items)]
         self.check([name for item in items for name in item.rewards])
         batch = _Batch(items)
-        size = max(1, min(CHUNK, -(-len(items) // (4 * len(self._feeders)))))
-        self._put([_Chunk(batch, range(i, min(i + size, len(items))), requests) for i in range(0, len(items), size)])
+        size = max(1, min(CHUNK, self._queue, -(-len(items) // (4 * len(self._feeders)))))
+        try:
+            for first in range(0, len(items), size):
+                indices = range(first, min(first + size, len(items)))
+                self._put(_Chunk(batch, indices, [_encode(i, items[i]) for i in indices]), len(indices))
+        except ValueError as e:
+            batch.fail(e)
+            raise
         return batch.future
 
     def score(self, items: Sequence[Item]) -> list[dict[str, Score]]:
@@ -94,23 +97,45 @@ class Pool:
         """
         return self.submit(items).result()
 
+    def stream(self, items: Iterable[Item]) -> Iterator[dict[str, Score]]:
+        """The scores of each item by reward, in the order of ``items``, of which at most ``workers.queue`` are read ahead.
+
+        Raises:
+          ValueError: as ``score``.
+        """
+        left, waiting = iter(items), deque()
+        size = min(self._queue, 4 * CHUNK * len(self._feeders))
+        while part := list(itertools.islice(left, size)):
+            waiting.append(self.submit(part))
+            if len(waiting) == self._queue // size:
+                yield from waiting.popleft().result()
+        for future in waiting:
+            yield from future.result()
+
     def close(self) -> None:
         """Ends the workers. Scores still being computed fail with ``ValueError``."""
-        with self._lock:
+        with self._room:
             if self._closed:
                 return
             self._closed = True
+            self._room.notify_all()
             for _ in self._feeders:
                 self._tasks.put(None)
         for feeder in self._feeders:
             feeder.close()
 
-    def _put(self, tasks: Sequence[_Chunk | _Check]) -> None:
-        with self._lock:
+    def _put(self, task: _Chunk | _Check, items: int) -> None:
+        with self._room:
+            self._room.wait_for(lambda: self._closed or self._under_way + items <= self._queue)
             if self._closed:
                 raise ValueError("this reward pool is closed; score inside its 'with' block")
-            for task in tasks:
-                self._tasks.put(task)
+            self._under_way += items
+            self._tasks.put(task)
+
+    def _scored(self, items: int) -> None:
+        with self._room:
+            self._under_way -= items
+            self._room.notify_all()
 
 
 @dataclass(frozen=True)
@@ -137,7 +162,7 @@ class _Batch:
     def done(self, count: int) -> None:
         with self._lock:
             self._left -= count
-            if self._left == 0:
+            if self._left == 0 and not self.future.done():
                 # Rewards finish in the order they were run, which a crash can change.
                 ordered = [{n: s[n] for n in item.rewards} for item, s in zip(self.items, self.scores, strict=True)]
                 self.future.set_result(ordered)
@@ -153,7 +178,7 @@ class _Chunk:
     batch: _Batch
     indices: range
     requests: Sequence[str]
-    """Per item of the batch, the JSON of prompt, completion and row, without the opening brace."""
+    """Per index, the JSON of the item's prompt, completion and row, without the opening brace."""
 
     def fail(self, error: Exception) -> None:
         self.batch.fail(error)
@@ -162,8 +187,8 @@ class _Chunk:
 class _Feeder:
     """The thread that owns one worker process and replaces it when it dies."""
 
-    def __init__(self, workers: Workers, tasks: queue.SimpleQueue):
-        self._workers, self._tasks = workers, tasks
+    def __init__(self, workers: Workers, tasks: queue.SimpleQueue, scored: Callable[[int], None]):
+        self._workers, self._tasks, self._scored = workers, tasks, scored
         self._process: WorkerProcess | None = None
         self._loaded: set[str] = set()
         self._unloadable: dict[str, str] = {}
@@ -185,14 +210,17 @@ class _Feeder:
                 if isinstance(task, _Check):
                     self._ready(task.names)
                     task.future.set_result({n: self._unloadable[n] for n in task.names if n in self._unloadable})
-                else:
+                elif not task.batch.future.done():
                     self._score(task)
             except Exception as e:  # handed to whoever waits for the result
                 task.fail(e)
+            if isinstance(task, _Chunk):
+                self._scored(len(task.indices))
         self._end()
 
     def _score(self, chunk: _Chunk) -> None:
-        scores = chunk.batch.scores
+        scores, deaths = chunk.batch.scores, Counter()
+        requests = dict(zip(chunk.indices, chunk.requests, strict=True))
         todo = deque((i, name) for i in chunk.indices for name in dict.fromkeys(chunk.batch.items[i].rewards))
         names = {name for _, name in todo}
         while todo:
@@ -202,7 +230,7 @@ class _Feeder:
                 todo.remove((i, name))
             for i, pairs in itertools.groupby(todo, key=lambda pair: pair[0]):
                 rewards = json.dumps([name for _, name in pairs])
-                process.send(f'{{"id": {i}, "rewards": {rewards}, {chunk.requests[i]}\n'.encode())
+                process.send(f'{{"id": {i}, "rewards": {rewards}, {requests[i]}\n'.encode())
             try:
                 while todo:
                     reply, value, status, why = process.score()
@@ -214,14 +242,20 @@ class _Feeder:
                 self._end()
                 if self._closing:
                     raise ValueError(CLOSED) from e
-                i, name = todo.popleft()  # replies come in order: the first that is missing is to blame
-                late = f"took longer than {self._workers.timeout:g} s and had to be killed"
-                scores[i][name] = Score(0.0, "crash", str(e)) if isinstance(e, Died) else Score(0.0, "timeout", late)
+                i, name = todo[0]  # replies come in order: the first that is missing was being scored
+                deaths[i, name] += 1
+                if isinstance(e, Late):
+                    late = f"took longer than {self._workers.timeout:g} s and had to be killed"
+                    scores[i][name] = Score(0.0, "timeout", late)
+                    todo.popleft()
+                elif deaths[i, name] >= e.allowed:
+                    scores[i][name] = Score(0.0, "crash", str(e))
+                    todo.popleft()
         chunk.batch.done(len(chunk.indices))
 
     def _ready(self, names: Iterable[str]) -> WorkerProcess:
         """A live worker that has loaded what can be loaded of ``names``."""
-        deaths = 0
+        deaths = Counter()
         while True:
             process = self._running()
             name = next((n for n in names if n not in self._loaded and n not in self._unloadable), None)
@@ -231,9 +265,8 @@ class _Feeder:
                 why = process.load(name)
             except Died as e:
                 self._end()
-                deaths += 1
-                # Something else may have killed it; an import that ends the process does so every time.
-                why = f"reward {name!r}: {e} while importing it" if deaths == DEATHS else ""
+                deaths[name] += 1
+                why = f"reward {name!r}: {e} while importing it" if deaths[name] >= e.allowed else ""
             except Late:
                 self._end()
                 why = f"reward {name!r}: importing it took longer than {START_SECONDS:g} s"

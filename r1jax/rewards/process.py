@@ -20,6 +20,9 @@ START_SECONDS = 120.0
 """A worker may take so long to start, to load one reward, or to import one library: a loaded machine is slow, not broken."""
 GRACE = 0.5
 """Seconds between the worker's own alarm and its end from outside."""
+DEATHS, KILLS = 2, 10
+"""Workers that may end at the same request before that is to blame: what an earlier one left behind may have been it, and who
+sends a SIGKILL or SIGTERM is mostly another process, or the kernel short of memory."""
 
 
 class Late(Exception):
@@ -27,7 +30,15 @@ class Late(Exception):
 
 
 class Died(Exception):
-    """The process ended; the message says how."""
+    """The process ended; the message says how.
+
+    Args:
+      allowed: the death of so many workers at one request is that request's fault.
+    """
+
+    def __init__(self, how: str, allowed: int = DEATHS):
+        super().__init__(how)
+        self.allowed = allowed
 
 
 class WorkerProcess:
@@ -132,16 +143,19 @@ class WorkerProcess:
     def _read(self) -> None:
         data = os.read(self._replies, 1 << 16)
         if not data:
-            raise Died(self._how_it_ended())
+            raise self._death()
         *lines, self._in = (self._in + data).split(b"\n")
         self._lines.extend(lines)
 
-    def _how_it_ended(self) -> str:
+    def _death(self) -> Died:
         try:
             code = self._process.wait(timeout=GRACE)
         except subprocess.TimeoutExpired:
-            return "the worker closed its pipe"
-        return f"the worker died of {signal.Signals(-code).name}" if code < 0 else f"the worker exited with status {code}"
+            return Died("the worker closed its pipe")
+        if code >= 0:
+            return Died(f"the worker exited with status {code}")
+        how = f"the worker died of signal {-code} ({signal.strsignal(-code)})"
+        return Died(how, KILLS if -code in (signal.SIGKILL, signal.SIGTERM) else DEATHS)
 
 
 def _environment() -> dict[str, str]:
