@@ -207,7 +207,7 @@ def test_an_answer_that_is_watched_is_the_same_and_compiles_nothing_more(sampler
             assert [int(s.finish[0]) for s in steps] == [GOING] * (len(steps) - 1) + [FINISH.index(finish)]
             same(answers(steps[-1]), whole)
     # one prompt at a time is another prefill; the decode loop is the one that `warm` has compiled
-    assert compiled.count("jit(_prefill_rows)") == 1 and "jit(_decode_rows)" not in compiled
+    assert compiled.count("jit(_prefill_rows)") <= 1 and "jit(_decode_rows)" not in compiled
     assert {len(ids) > 5 for ids, _, _ in whole.values()} == {True, False}
 
 
