@@ -15,6 +15,8 @@ MAX_OPERATORS = 120
 MAX_DIGITS = 400
 MAX_POWER = 10_000
 """Largest exponent of a number; the digits of the result grow with it."""
+MAX_FUNCTION_POWER = 1000
+"""The same where a sine or a logarithm is: it takes as many digits of pi."""
 MAX_GROUP_POWER = 100
 """Largest exponent of a bracket: expanding (x + 1)^n takes longer than n."""
 MAX_FACTORIAL = 1000
@@ -24,8 +26,10 @@ MAX_RELATIONS = 20
 
 _EVALUATED = re.compile(r"\\(sum|prod|i{1,3}nt|oint|lim|limsup|liminf|bigcup|bigcap)(?![a-z])")
 _COUNTING = re.compile(r"\\(?:[dt]?binom|Gamma|zeta|choose|gcd|lcm)(?![a-z])|\\operatorname")
+_FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|log|ln)")
 _FACTOR = re.compile(r"[)\]](?:\*|\\cdot|\\times)?[(\[]")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|lt|gt|ne)q?(?![a-z])")
+_ROOT = re.compile(r"\\sqrt\[(?!(?:\d{1,2}|[A-Za-z])\])")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -46,6 +50,10 @@ def too_costly(latex: str) -> str:
         return "many functions"
     if re.search(rf"\d{{{MAX_DIGITS + 1}}}", text):
         return f"a number of more than {MAX_DIGITS} digits"
+    if re.search(r"[\d.][eE][+-]?\d{4}", text):
+        return "a decimal exponent above 999"
+    if _ROOT.search(text):
+        return "a root above 99"
     if match := _EVALUATED.search(text):
         return f"an unevaluated \\{match[1]}"
     return _powers(text) or _factorials(text)
@@ -64,17 +72,19 @@ def _depth(text: str) -> int:
 
 def _powers(text: str) -> str:
     of_groups = 1
+    largest = MAX_FUNCTION_POWER if _FUNCTION.search(text) else MAX_POWER
     for match in re.finditer(r"\^", text):
         exponent = _operand(text, match.end())
         if exponent.startswith("\\circ"):
             continue
-        if exponent.count("^") > 1 or re.search(r"[\d)}\]|!]\^", exponent) or re.match(r"\^", text[match.end() + len(exponent) :]):
+        raised_on = text.startswith("^", match.end() + len(exponent))
+        if exponent.count("^") > 1 or re.search(r"[\d)}\]|!]\^", exponent) or raised_on:
             return "a tower of powers"
         if "!" in exponent or text.startswith("!", match.end() + len(exponent)):
             return "a factorial in a power"
         size = math.prod(max(1, int(n)) for n in _NUMBER.findall(exponent))
-        if size > MAX_POWER:
-            return f"an exponent above {MAX_POWER}"
+        if size > largest:
+            return f"an exponent above {largest}"
         if text[match.start() - 1 : match.start()] in (")", "}", "]"):
             of_groups *= size
             if of_groups > MAX_GROUP_POWER:
@@ -89,7 +99,10 @@ def _factorials(text: str) -> str:
         group = match[1] or _group_before(text, match.start())
         if "^" in group or math.prod(max(1, int(n)) for n in _NUMBER.findall(group)) > MAX_FACTORIAL:
             return f"a factorial above {MAX_FACTORIAL}"
-    if _COUNTING.search(text) and ("^" in text or any(int(n) > MAX_FACTORIAL for n in _NUMBER.findall(text))):
+    counting = _COUNTING.search(text)
+    if counting and ("\\lfloor" in text or "\\sqrt" in text):
+        return "a counting function beside a root or a floor"
+    if counting and ("^" in text or any(int(n) > MAX_FACTORIAL for n in _NUMBER.findall(text))):
         return f"a counting function above {MAX_FACTORIAL}"
     return ""
 

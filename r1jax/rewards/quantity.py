@@ -44,8 +44,8 @@ _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "bi
 _SYMBOLS = {
     "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "centimeter": "cm", "centimetre": "cm",
     "millimeter": "mm", "millimetre": "mm", "foot": "ft", "feet": "ft", "inch": "in", "inches": "in", "mile": "mi",
-    "yard": "yd", "gram": "g", "kilogram": "kg", "milligram": "mg", "Kg": "kg", "lb": "pound", "lbs": "pound", "£": "pound",
-    "ounce": "oz", "liter": "L", "litre": "L", "l": "L", "milliliter": "mL", "millilitre": "mL", "ml": "mL",
+    "yard": "yd", "gram": "g", "kilogram": "kg", "milligram": "mg", "Kg": "kg", "KG": "kg", "lb": "pound", "lbs": "pound",
+    "£": "pound", "ounce": "oz", "liter": "L", "litre": "L", "l": "L", "milliliter": "mL", "millilitre": "mL", "ml": "mL",
     "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "hrs": "h",
     "dollar": "$", "usd": "$", "euro": "€", "eur": "€", "yen": "¥", "percent": "%", "degrees": "degree",
     "celsius": "C", "fahrenheit": "F",
