@@ -17,9 +17,8 @@ from rich.text import Text
 
 from r1jax import config
 from r1jax.config import ConfigError, commands
-from r1jax.data import sources
+from r1jax.data import output, sources
 from r1jax.eval import answers as asking
-from r1jax.eval import files
 from r1jax.eval.estimators import cons_at_k, interval, pass_at_k
 from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_model
 from r1jax.rewards import Pool
@@ -40,7 +39,7 @@ def evaluate(args: commands.Evaluate) -> int:
     tasks = [find_source(task, args.reward, args.limit) for task in args.tasks]
     rows = [sources.load(source) for source in tasks]
     if args.out is not None:
-        files.check_output(args.out)
+        output.check_output(args.out)
     opened = open_model(args)
     template = find_template(opened, args.template)
     asked = [asking.questions(problems, range(len(problems)), template) for problems in rows]
@@ -160,10 +159,10 @@ def show(results: dict[str, dict], args: commands.Evaluate) -> None:
 
 def write(args: commands.Evaluate, found: list[asking.Answers], results: dict[str, dict]) -> None:
     """Every answer, a row as in samples.jsonl with ``final_answer`` and ``right``; and the figures with what they depend on."""
-    with files.open_jsonl(args.out) as file:
+    with output.open_jsonl(args.out) as file:
         for answers in found:
             for i, right in enumerate(is_right(answers)):
-                files.write_row(file, answers.sample(i, final_answer=final_answer(answers.completions[i]), right=bool(right)))
+                output.write_row(file, answers.sample(i, final_answer=final_answer(answers.completions[i]), right=bool(right)))
     about = {
         "model": args.model,
         "template": args.template,
@@ -171,7 +170,7 @@ def write(args: commands.Evaluate, found: list[asking.Answers], results: dict[st
         "seed": args.seed,
         "tasks": results,
     }
-    with files.replacing(summary_path(args.out)) as part:
+    with output.replacing(summary_path(args.out)) as part:
         part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 

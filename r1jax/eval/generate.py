@@ -12,10 +12,9 @@ import jax
 
 from r1jax import config
 from r1jax.config import ConfigError, commands
-from r1jax.data import jsonl, sources
+from r1jax.data import jsonl, output, sources
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
-from r1jax.eval import files
 from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_model, speed
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, Trajectories
@@ -34,7 +33,7 @@ def generate(args: commands.Generate) -> int:
     """
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
     if args.out is not None:
-        files.check_output(args.out)
+        output.check_output(args.out)
     opened = open_model(args)
     rows = [{"prompt": prompt} for prompt in prompts]
     asked = asking.questions(rows, range(len(rows)), find_template(opened, args.template))
@@ -120,8 +119,8 @@ def _output(args: commands.Generate) -> Iterator[Callable[[dict], None]]:
     elif args.out is None:
         yield _printer(args.samples)
     else:
-        with files.open_jsonl(args.out) as file:
-            yield lambda row: files.write_row(file, row)
+        with output.open_jsonl(args.out) as file:
+            yield lambda row: output.write_row(file, row)
 
 
 def _printer(samples: int) -> Callable[[dict], None]:

@@ -13,9 +13,8 @@ import numpy as np
 from r1jax import config, loading, sharding
 from r1jax.bench import peers
 from r1jax.config import ConfigError, commands
-from r1jax.data import jsonl
+from r1jax.data import jsonl, output
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.eval import files
 from r1jax.eval.loaded import open_model
 from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
@@ -33,7 +32,7 @@ def score(args: commands.Score) -> int:
       ConfigError: the user's mistakes.
     """
     if args.out is not None:
-        files.check_output(args.out)
+        output.check_output(args.out)
     if args.tokens.suffix == ".npy":
         rows, width = read_tokens(args.tokens)
         opened = open_model(args)
@@ -52,7 +51,7 @@ def score(args: commands.Score) -> int:
         found = {"logprobs": pad(ours, max(width - 1, 0), 0), "lengths": np.array([len(row) for row in rows], np.int32)}
         if args.tokens.suffix != ".npy":
             found["tokens"] = pad(rows, width, PADDING)
-        with files.replacing(args.out) as part, open(part, "wb") as file:
+        with output.replacing(args.out) as part, open(part, "wb") as file:
             np.savez(file, **found)
     if theirs is not None:
         print(difference(ours, theirs))
