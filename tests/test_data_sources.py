@@ -76,8 +76,8 @@ def test_jsonl_holds_out_by_prompt(tmp_path):
     [
         ("nowhere.jsonl", {}, "path 'nowhere.jsonl' is no file or folder here, nor org/name of the Hub"),
         ("no/where.jsonl", {}, "no/where.jsonl: no such file or directory"),
-        ("pyproject.toml", {}, "not a .jsonl or a .parquet file"),
-        ("tests", {}, "has no .jsonl or .parquet files for split 'train'"),
+        ("pyproject.toml", {}, "not a .jsonl, .parquet or .array_record file"),
+        ("tests", {}, "has no .jsonl, .parquet or .array_record files for split 'train'"),
         ("no/where.jsonl", {"test_shar": 0.1}, "options.test_shar: FileOptions has no such field"),
         ("no/where.jsonl", {"test_share": 1.0}, "test_share is 1.0"),
         ("no/where.jsonl", {"answer_pattern": "("}, "answer_pattern '(' is no regular expression"),
@@ -141,7 +141,7 @@ def test_a_data_set_with_configs_splits_and_columns(gsm8k):
     "change, said",
     [
         ({"config": None}, "has several sets of rows (main/train-00000-of-00002-ab12.parquet, "),
-        ({"config": "mian"}, "has no .jsonl or .parquet files for split 'train', config 'mian'; it has main/test-00"),
+        ({"config": "mian"}, "has no .jsonl, .parquet or .array_record files for split 'train', config 'mian'; it has main/test-00"),
         ({"files": "main/tran*"}, "for split 'train', config 'main', files 'main/tran*'; it has"),
         ({"fields": {"prompt": "problem"}}, "ab12.parquet row 0: no 'problem' for 'prompt' (it has 'question', 'a"),
         ({"fields": {}}, "row 0: no 'prompt' (it has"),
@@ -165,7 +165,7 @@ def test_files_that_name_no_split_and_other_splits(gsm8k, tmp_path):
         load(source, held_out=True)
     jsonl(rows, {"prompt": "4?", "answer": 4}, name="validation.jsonl")
     assert [row["answer"] for row in load(dataclasses.replace(source, split="validation"))] == [4]
-    with pytest.raises(ConfigError, match="no .jsonl or .parquet files for split 'train'; it has latest1.jsonl, latest2.jsonl"):
+    with pytest.raises(ConfigError, match="no .jsonl, .parquet or .array_record files for split 'train'; it has latest1.jsonl, latest2.jsonl"):
         load(source)
 
 
@@ -198,7 +198,7 @@ except ConfigError as error:
         assert hub.downloads() == ["main/test-00000-of-00001.parquet"]
     local = load(Source(path=str(gsm8k), options=GSM8K), held_out=True)
     assert said[0] == f"{local.digest} {COMMIT} 4 703 apples and 703 more? 1,406"
-    assert said[1].startswith("source 'arithmetic': openai/gsm8k: has no .jsonl or .parquet files for split 'val', config")
+    assert said[1].startswith("source 'arithmetic': openai/gsm8k: has no .jsonl, .parquet or .array_record files for split 'val', config")
 
 
 def test_a_function_in_a_file(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from r1jax.config.base import ConfigError
 
@@ -14,8 +14,9 @@ class Source:
     """Rows ``{"prompt": str or messages, "answer": any, "source": str, ...}`` and the rewards that score them."""
 
     path: str = "r1jax.data.arithmetic:rows"
-    """A ``.jsonl`` or ``.parquet`` (extra) file or a folder of them, here, on the Hub (``org/name[@revision]``) or on ``gs://``;
-    ``reasoning_gym:TASK`` (extra); or ``pkg.mod:f`` / ``file.py:f``, where f(split, **options) returns a sequence of rows."""
+    """A ``.jsonl``, ``.parquet`` (extra) or ``.array_record`` file or a folder of them, here, on the Hub (``org/name[@revision]``)
+    or on ``gs://``; ``reasoning_gym:TASK`` (extra); or ``pkg.mod:f`` / ``file.py:f``, where f(split, **options) returns a sequence
+    of rows."""
     name: str = "arithmetic"
     """Written into each row's ``source``; metrics are kept per name."""
     split: str = "train"
@@ -23,6 +24,10 @@ class Source:
     """Share of this source in the mixture, relative to the others."""
     limit: int | None = None
     """Use only the first N rows."""
+    pass_rate: tuple[float, ...] = ()
+    """(low, high): use only rows whose ``pass_rate``, which ``r1jax data pass-rate`` measures, is within; () uses all."""
+    order: Literal["shuffled", "easy_first"] = "shuffled"
+    """``shuffled``: each epoch in another order. ``easy_first``: each epoch by falling ``pass_rate``, equal ones shuffled."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of files, the fields of ``FileOptions``; else passed on to the source: a task's difficulty, a size, a seed."""
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
@@ -33,13 +38,18 @@ class Source:
             raise ConfigError(f"source {self.name!r}: weight is {self.weight}; it must be >= 0")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"source {self.name!r}: limit is {self.limit}; it must be at least 1")
+        if self.pass_rate and not (len(self.pass_rate) == 2 and 0 <= self.pass_rate[0] <= self.pass_rate[1] <= 1):
+            raise ConfigError(f"source {self.name!r}: pass_rate is {self.pass_rate}; give (low, high) with 0 <= low <= high <= 1")
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """The ``options`` of a source of files. GSM8K: ``{"config": "main", "fields": {"prompt": "question"},
-    "answer_pattern": "#### (.+)"}``."""
+    """The ``options`` of a source of files. How a row is made: first ``fields``, then ``known``, ``answer_pattern``, ``append`` and
+    ``turns``, as far as they are given."""
 
+    known: str | None = None
+    """The rows are those of this data set, here or elsewhere: gsm8k, math-500, aime, gpqa-diamond, deepscaler, humaneval. They get
+    the prompt, the answer and what else the set's reward wants (``r1jax/data/known.py``)."""
     config: str | None = None
     """The folder of the repository whose rows are meant; a data set on the Hub often has several."""
     files: str | None = None
@@ -51,6 +61,12 @@ class FileOptions:
     """A row's field -> the column that it is, ``{"prompt": "question"}``. The columns stay in the row too."""
     answer_pattern: str | None = None
     """A regular expression; the answer becomes what its first group finds in it."""
+    append: str = ""
+    """Put behind every prompt, such as R1's request for a box: ``"\\nPlease reason step by step, and put your final answer within
+    \\\\boxed{}."``"""
+    turns: Literal["last", "all"] = "last"
+    """Of rows with ``messages`` and no ``prompt``: the ``last`` assistant message is the completion, what is before it the prompt;
+    or ``all`` of them are, each in a row of its own that sees what its template keeps of the earlier ones."""
 
     def __post_init__(self):
         if not 0 <= self.test_share < 1:

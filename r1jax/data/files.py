@@ -1,4 +1,4 @@
-"""Rows of files, JSON Lines or Parquet: one file, a folder of them, a data set on the Hub, or the same in a bucket."""
+"""Rows of files, JSON Lines, Parquet or ArrayRecord: one file, a folder of them, a data set on the Hub, or the same in a bucket."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from r1jax import hub
 from r1jax.config import ConfigError, FileOptions
-from r1jax.data import jsonl
+from r1jax.data import jsonl, known
 from r1jax.data.split import held_out
 
-SUFFIXES = (".jsonl", ".parquet")
+TABLE = re.compile(r"\.(jsonl|parquet|array_?record)(-\d+-of-\d+)?$")
+"""How names of files of rows end: ``rows.jsonl``, ``rows.array_record-00000-of-00002``."""
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 """Words by which files say which split they are."""
 
@@ -50,13 +51,14 @@ def load(path: str, split: str, options: FileOptions, problem: Callable[[dict], 
     for file in (folder / name for name in names):
         for where, found in read(file):
             try:
-                row = reshape(found, options)
+                made = reshape(found, options)
             except ValueError as e:
                 raise ConfigError(f"{where}: {e}") from e
-            if complaint := problem(row):
-                raise ConfigError(f"{where}: {complaint}")
-            if not share or held_out(json.dumps(row["prompt"], sort_keys=True, default=str), share) == (split == "test"):
-                rows.append(row)
+            for row in made:
+                if complaint := problem(row):
+                    raise ConfigError(f"{where}: {complaint}")
+                if not share or held_out(json.dumps(row["prompt"], sort_keys=True, default=str), share) == (split == "test"):
+                    rows.append(row)
         with file.open("rb") as content:
             hashlib.file_digest(content, lambda: digest)
     return Table(rows, digest.hexdigest(), hub.commit(folder))
@@ -69,9 +71,13 @@ def choose(files: list[str], split: str, options: FileOptions) -> list[str]:
     Raises:
       ValueError: there are none, or there are several sets of them.
     """
-    tables = [f for f in files if f.endswith(SUFFIXES)]
-    if options.config is not None:
-        tables = [f for f in tables if options.config in f.split("/")[:-1]]
+    tables = [f for f in files if TABLE.search(f)]
+    config = options.config
+    if config is None and options.known is not None:
+        usual = known.find(options.known).config
+        config = usual if any(usual in f.split("/")[:-1] for f in tables) else None
+    if config is not None:
+        tables = [f for f in tables if config in f.split("/")[:-1]]
     if options.files is not None:
         chosen = fnmatch.filter(tables, options.files.replace("{split}", split))
     elif any(tells(f, word) for f in tables for word in SPLITS):
@@ -80,7 +86,7 @@ def choose(files: list[str], split: str, options: FileOptions) -> list[str]:
         chosen = tables
     if not chosen:
         asked = "".join(f", {k} {v!r}" for k, v in (("config", options.config), ("files", options.files)) if v is not None)
-        raise ValueError(f"has no .jsonl or .parquet files for split {split!r}{asked}; {available(files)}")
+        raise ValueError(f"has no .jsonl, .parquet or .array_record files for split {split!r}{asked}; {available(files)}")
     if options.files is None and len({set_of(f) for f in chosen}) > 1:
         raise ValueError(
             f"has several sets of rows ({some(chosen)}); set options config to one of the folders, or files to a pattern"
@@ -89,7 +95,7 @@ def choose(files: list[str], split: str, options: FileOptions) -> list[str]:
 
 
 def available(files: list[str]) -> str:
-    if tables := [f for f in files if f.endswith(SUFFIXES)]:
+    if tables := [f for f in files if TABLE.search(f)]:
         return f"it has {some(tables)}"
     return "of a data set in another format, the Hub has a copy at the revision org/name@refs/convert/parquet"
 
@@ -111,11 +117,15 @@ def tells(file: str, split: str) -> bool:
 
 def read(path: Path) -> list[tuple[str, dict]]:
     """The rows of a file, each with its place for complaints."""
-    if path.suffix == ".parquet":
-        return parquet(path)
-    if path.suffix == ".jsonl":
-        return jsonl.read(path)
-    raise ConfigError(f"{path} is not a .jsonl or a .parquet file")
+    found = TABLE.search(path.name)
+    match found and found[1]:
+        case "jsonl":
+            return jsonl.read(path)
+        case "parquet":
+            return parquet(path)
+        case "array_record" | "arrayrecord":
+            return array_record(path)
+    raise ConfigError(f"{path} is not a .jsonl, .parquet or .array_record file")
 
 
 def parquet(path: Path) -> list[tuple[str, dict]]:
@@ -131,15 +141,55 @@ def parquet(path: Path) -> list[tuple[str, dict]]:
     return [(f"{path} row {i}", row) for i, row in enumerate(rows)]
 
 
-def reshape(row: dict[str, Any], options: FileOptions) -> dict[str, Any]:
-    """A row with the fields that ``options.fields`` names, and of its answer what ``options.answer_pattern`` finds."""
+def array_record(path: Path) -> list[tuple[str, dict]]:
+    """Each record is a row as JSON."""
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        records = reader.read_all() if reader.num_records() else []
+    except RuntimeError as e:
+        raise ConfigError(f"{path} is not an ArrayRecord file, or not all of it: {' '.join(str(e).split())}") from e
+    return [(where := f"{path} record {i}", jsonl.parse(record, where)) for i, record in enumerate(records)]
+
+
+def reshape(row: dict[str, Any], options: FileOptions) -> list[dict[str, Any]]:
+    """The rows that a row becomes by the options: one, unless each assistant message makes its own.
+
+    Raises:
+      ValueError: it is not what the options say; without its place.
+    """
     for field, column in options.fields.items():
         if column not in row:
             raise ValueError(f"no {column!r} for {field!r} (it has {', '.join(map(repr, row)) or 'no fields'})")
     row = {**row, **{field: row[column] for field, column in options.fields.items()}}
+    if options.known is not None:
+        row |= known.find(options.known).row(row)
     if options.answer_pattern is not None and "answer" in row:
         found = re.search(options.answer_pattern, str(row["answer"]))
         if not found:
             raise ValueError(f"answer_pattern {options.answer_pattern!r} finds nothing in the answer {row['answer']!r:.80}")
         row["answer"] = found[1 if found.re.groups else 0].strip()
-    return row
+    made = [row] if "prompt" in row or "messages" not in row else conversation(row, options.turns)
+    return [appended(r, options.append) for r in made] if options.append else made
+
+
+def conversation(row: dict[str, Any], turns: str) -> list[dict[str, Any]]:
+    """A row with ``prompt`` and ``completion`` for the last assistant message, or for each."""
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
+        raise ValueError(f"'messages' is {messages!r:.80}; it must be a list of {{'role': str, 'content': str}}")
+    spoken = [i for i, message in enumerate(messages) if i and message.get("role") == "assistant"]
+    if not spoken:
+        raise ValueError("'messages' has no assistant message after another one, so there is nothing to train on")
+    rest = {field: value for field, value in row.items() if field != "messages"}
+    chosen = spoken if turns == "all" else spoken[-1:]
+    return [{**rest, "prompt": messages[:i], "completion": messages[i]["content"]} for i in chosen]
+
+
+def appended(row: dict[str, Any], text: str) -> dict[str, Any]:
+    """The row with ``text`` behind its prompt, of messages behind the last."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict) and isinstance(prompt[-1].get("content"), str):
+        return {**row, "prompt": [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + text}]}
+    return {**row, "prompt": prompt + text} if isinstance(prompt, str) else row

@@ -23,15 +23,20 @@ def read(path: Path) -> list[tuple[str, dict]]:
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError as e:
-            raise ConfigError(f"{where}: not UTF-8 at byte {e.start}") from e
-        except json.JSONDecodeError as e:
-            raise ConfigError(f"{where}: not JSON, {e.msg} at column {e.colno}") from e
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where}: a row is a JSON object, not {type(row).__name__}")
-        rows.append((where, row))
+        rows.append((where, parse(line, where)))
     if not rows:
         raise ConfigError(f"{path} has no rows")
     return rows
+
+
+def parse(line: bytes, where: str) -> dict:
+    """One object. ``where`` is what a complaint calls its place."""
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{where}: not UTF-8 at byte {e.start}") from e
+    except json.JSONDecodeError as e:
+        raise ConfigError(f"{where}: not JSON, {e.msg} at column {e.colno}") from e
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where}: a row is a JSON object, not {type(row).__name__}")
+    return row

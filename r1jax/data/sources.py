@@ -7,25 +7,56 @@ import hashlib
 import importlib
 import inspect
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from r1jax.config import ConfigError, FileOptions, Source, from_json
-from r1jax.data import files
+from r1jax.data import files, known
 from r1jax.data.split import held_out as is_held_out
 from r1jax.rewards.load import load_file
 
 GYM_TEST_SHARE = 1 / 4
 GYM_TRIES = 200
 """Questions drawn for one row before giving up: only a task with a handful of different questions needs so many."""
+SHORT = {"arithmetic": "r1jax.data.arithmetic:rows"} | {name: k.path for name, k in known.KNOWN.items()}
+"""Names for the command line."""
+
+
+def named(text: str, *, split: str | None = None, reward: str | None = None, limit: int | None = None) -> Source:
+    """The source that a command line calls ``text``: a path, or the name of a known data set, and then perhaps options as a JSON
+    object, ``rows.jsonl{"test_share":0.1}``.
+
+    Args:
+      split: None is the one with the problems: of a known data set its own, of a single file without ``test_share`` all of
+        it, else ``test``.
+      reward: None is the known data set's, of reasoning_gym the task's own, else ``accuracy``.
+
+    Raises:
+      ConfigError: the options are no JSON object.
+    """
+    path, brace, rest = text.partition("{")
+    try:
+        options = json.loads(brace + rest) if brace else {}
+    except json.JSONDecodeError as e:
+        raise ConfigError(f'{text}: its options are not JSON, {e.msg}; write them as {path}{{"NAME":VALUE}}') from e
+    if path in known.KNOWN:
+        options = {"known": path} | options
+    usual = known.KNOWN.get(options.get("known"))
+    if split is None:
+        whole = files.TABLE.search(path) is not None
+        split = "test" if "test_share" in options else "train" if whole else usual.split if usual else "test"
+    if reward is None:
+        reward = usual.reward if usual else "reasoning_gym" if path.startswith("reasoning_gym:") else "accuracy"
+    return Source(path=SHORT.get(path, path), name=text, split=split, limit=limit, options=options, rewards={reward: 1.0})
 
 
 def load(source: Source, *, held_out: bool = False) -> Rows:
     """The rows of a source.
 
-    - ``NAME.jsonl``, ``NAME.parquet``, a folder of such files, ``gs://BUCKET/PATH``, or a data set on the Hub,
-      ``org/name[@revision]``: ``options`` are ``config.FileOptions``.
+    - ``NAME.jsonl``, ``NAME.parquet``, ``NAME.array_record``, a folder of such files, ``gs://BUCKET/PATH``, or a data set on the
+      Hub, ``org/name[@revision]``: ``options`` are ``config.FileOptions``.
     - ``reasoning_gym:TASK``: ``options`` are the task's, beside ``seed`` and ``size``. A question's hash decides its split.
       A row also carries ``task`` and ``entry``, for the reward ``reasoning_gym``.
     - ``pkg.mod:f`` or ``file.py:f``: ``f(split, **options)`` returns a sequence of rows.
@@ -51,18 +82,22 @@ def load(source: Source, *, held_out: bool = False) -> Rows:
         table = _files(source, split)
         rows = Rows(source, table.rows, None, table.digest, table.commit)
     if not len(rows):
-        raise _error(source, f"{source.path} has no rows in split {split!r}")
+        within = f" with a pass_rate in {list(source.pass_rate)}" if source.pass_rate else ""
+        raise _error(source, f"{source.path} has no rows in split {split!r}{within}")
     return rows
 
 
 class Rows(Sequence):
-    """A source's rows: checked, cut to its ``limit``, and with its name. ``digest`` names the content of files, ``commit`` the
-    state of their repository on the Hub."""
+    """A source's rows: checked, those within its ``pass_rate``, cut to its ``limit``, and with its name. ``digest`` names the
+    content of files, ``commit`` the state of their repository on the Hub."""
 
     def __init__(
         self, source: Source, rows: Sequence[dict], where: str | None, digest: str = "", commit: str | None = None
     ):
         """``where`` is what a complaint about a row calls the source; None if the rows have been checked."""
+        if source.pass_rate:
+            low, high = source.pass_rate
+            rows = [row for row in rows if low <= _pass_rate(source, row) <= high]
         self.source, self.rows, self.where, self.digest, self.commit = source, rows, where, digest, commit
         self.length = len(rows) if source.limit is None else min(len(rows), source.limit)
 
@@ -85,7 +120,7 @@ class Mixture:
     """Several sources as one endless sequence: ``mixture[i]``, for any i >= 0, is a function of sources, seed and i alone.
 
     In every prefix each source has its share by weight, to within a row. A source's rows come once each before any comes
-    again, in another order each time.
+    again, in another order each time, or by ``source.order``.
     """
 
     def __init__(self, sources: Sequence[tuple[Source, Sequence[dict]]], seed: int):
@@ -96,18 +131,26 @@ class Mixture:
         if not sources:
             raise ConfigError("every source has weight 0; give at least one a positive weight")
         self._fingerprint = _hash([seed, [_identity(source, rows) for source, rows in sources]])
-        self._mixed = grain.MapDataset.mix(
-            [
-                grain.MapDataset.source(rows).shuffle(seed=int(_hash([seed, source.name])[:8], 16)).repeat()
-                for source, rows in sources
-            ],
-            [source.weight for source, _ in sources],
-        )
+        total = sum(source.weight for source, _ in sources)
+        self._per_row = {source.name: source.weight / total / len(rows) for source, rows in sources}
+
+        def epoch(source: Source, rows: Sequence[dict]) -> grain.MapDataset:
+            key = int(_hash([seed, source.name])[:8], 16)
+            if source.order == "easy_first":
+                return grain.MapDataset.source(_easy_first(source, rows, key)).map(rows.__getitem__)
+            return grain.MapDataset.source(rows).shuffle(seed=key)
+
+        weights = [source.weight for source, _ in sources]
+        self._mixed = grain.MapDataset.mix([epoch(*pair).repeat() for pair in sources], weights)
 
     def __getitem__(self, index: int) -> dict:
         if index < 0:
             raise IndexError(f"row {index} of a mixture; rows count from 0 and have no end")
         return self._mixed[index]
+
+    def epochs(self, index: int) -> dict[str, float]:
+        """Source name -> how often its rows have come in the ``index`` first rows, to within one row."""
+        return {name: index * share for name, share in self._per_row.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -119,7 +162,23 @@ class Mixture:
 def _identity(source: Source, rows: Sequence[dict]) -> Any:
     probes = sorted({i * (len(rows) - 1) // 7 for i in range(8)})
     content = rows.digest if isinstance(rows, Rows) else ""
-    return [source.name, source.weight, source.split, source.options, len(rows), content, [_json(rows[i]) for i in probes]]
+    chosen = [source.name, source.weight, source.split, source.options, source.pass_rate, source.order]
+    return [*chosen, len(rows), content, [_json(rows[i]) for i in probes]]
+
+
+def _easy_first(source: Source, rows: Sequence[dict], seed: int) -> list[int]:
+    """Indices of the rows by falling pass rate; equal ones in an order drawn from the seed."""
+    rates = [_pass_rate(source, rows[i]) for i in range(len(rows))]
+    rng = random.Random(seed)
+    drawn = [rng.random() for _ in rates]  # the one stream that Python promises to keep from version to version
+    return sorted(range(len(rates)), key=lambda i: (-rates[i], drawn[i]))
+
+
+def _pass_rate(source: Source, row: dict) -> float:
+    rate = row.get("pass_rate") if isinstance(row, dict) else None
+    if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise _error(source, f"no 'pass_rate' from 0 to 1 in the row {row!r:.80}; r1jax data pass-rate measures it")
+    return rate
 
 
 def _json(value: Any) -> str:
@@ -136,15 +195,28 @@ def _error(source: Source, message: str) -> ConfigError:
 
 
 def _problem(row: Any) -> str | None:
-    """What is wrong with a row, None if nothing is."""
+    """What is wrong with a row, None if nothing is. Beside ``prompt`` it has
+
+    - ``answer``, what a reward compares with;
+    - ``completion``, the assistant's turn to train on, and perhaps ``safe``, whether it is harmless;
+    - ``chosen`` and ``rejected``, the better and the worse of two completions.
+    """
     if not isinstance(row, dict):
         return f"a row is an object with 'prompt' and 'answer', not {type(row).__name__}"
     if problem := prompt_problem(row):
         return problem
-    if "answer" not in row and "completion" not in row:
+    if not row.keys() & {"answer", "completion", "chosen", "rejected"}:
         return f"no 'answer' (it has {', '.join(map(repr, row))})"
-    if not isinstance(row.get("completion", ""), str):
-        return f"'completion' is {type(row['completion']).__name__}; it must be a string"
+    for field in ("completion", "chosen", "rejected"):
+        if not isinstance(row.get(field, ""), str):
+            return f"{field!r} is {type(row[field]).__name__}; it must be a string"
+    if "chosen" in row or "rejected" in row:
+        if not {"chosen", "rejected"} <= row.keys():
+            return "a preference has both 'chosen' and 'rejected'"
+        if row["chosen"] == row["rejected"]:
+            return f"'chosen' and 'rejected' are the same, {row['chosen']!r:.60}"
+    if "safe" in row and not (isinstance(row["safe"], bool) and "completion" in row):
+        return f"'safe' is {row['safe']!r:.60}; it is true or false, and says so of a 'completion'"
     return None
 
 
