@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import json
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from r1jax.config import from_json
 
 BUILT_IN = {
     "accuracy": "r1jax.rewards.accuracy:accuracy",
+    "choice": "r1jax.rewards.choice:choice",
     "code": "r1jax.rewards.code:code",
+    "exact": "r1jax.rewards.exact:exact",
     "format": "r1jax.rewards.format:format",
+    "language": "r1jax.rewards.language:language",
+    "numeric": "r1jax.rewards.exact:numeric",
+    "overlong": "r1jax.rewards.tokens:overlong",
     "reasoning_gym": "r1jax.rewards.reasoning_gym:reasoning_gym",
+    "repetition": "r1jax.rewards.tokens:repetition",
+    "tag_count": "r1jax.rewards.format:tag_count",
 }
 
 
 def load(name: str) -> Callable:
-    """The reward that ``name`` stands for: a built-in, ``pkg.mod:f``, or ``path/file.py:f``.
+    """The reward that ``name`` stands for: a built-in, ``pkg.mod:f``, or ``path/file.py:f``; then perhaps options, a JSON object
+    of keyword arguments: ``overlong{"max_tokens":20480,"buffer":4096}``.
 
-    A reward that needs something of the machine has an attribute ``ready``: a function that raises ValueError where it is missing.
+    A reward that needs something of the machine or of its options has an attribute ``ready``: a function of the options that
+    raises ValueError where it is missing.
 
     Raises:
-      ValueError: there is no such reward, its module cannot be imported, or it is not ready; one line.
+      ValueError: there is no such reward, its module cannot be imported, an option is unknown, missing or of another type, or it
+        is not ready; one line.
     """
-    module_name, colon, attribute = BUILT_IN.get(name, name).rpartition(":")
+    bare, options = split_options(name)
+    module_name, colon, attribute = BUILT_IN.get(bare, bare).rpartition(":")
     if not colon or not module_name or not attribute:
         raise ValueError(f"reward {name!r}: not a built-in ({', '.join(BUILT_IN)}), nor 'pkg.mod:f', nor 'path/file.py:f'")
     try:
@@ -40,12 +59,55 @@ def load(name: str) -> Callable:
         raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}; {_functions_of(module)}")
     if not callable(function):
         raise ValueError(f"reward {name!r}: {attribute!r} is no function; {_functions_of(module)}")
-    if (ready := getattr(function, "ready", None)) is not None:
-        try:
-            ready()
-        except ValueError as e:
-            raise ValueError(f"reward {name!r}: {_one_line(e)}") from e
-    return function
+    try:
+        options = _checked(function, options)
+        if (ready := getattr(function, "ready", None)) is not None:
+            ready(**options)
+    except ValueError as e:
+        raise ValueError(f"reward {name!r}: {_one_line(e)}") from e
+    return functools.partial(function, **options) if options else function
+
+
+def split_options(name: str) -> tuple[str, dict]:
+    """``NAME{"a":1}`` -> (``NAME``, {"a": 1}).
+
+    Raises:
+      ValueError: what follows NAME is no JSON object; one line.
+    """
+    if not name.endswith("}"):
+        return name, {}
+    bare, brace, rest = name.partition("{")
+    try:
+        return bare, json.loads(brace + rest)
+    except json.JSONDecodeError as e:
+        raise ValueError(f'reward {name!r}: its options are not JSON, {e.msg}; write them as {bare}{{"option":1}}') from e
+
+
+def _checked(function: Callable, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with their types, lists as tuples where the function wants those.
+
+    Raises:
+      ValueError: one is unknown, missing, or of another type than the function's annotation says.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[3:]  # after prompt, completion, row
+    except ValueError:  # it is written in C
+        return options
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    unknown = [] if takes_any else [key for key in options if key not in named]
+    if unknown:
+        raise ValueError(f"it has no option {unknown[0]!r}; " + (f"its options are {', '.join(named)}" if named else "it has none"))
+    if missing := [key for key, p in named.items() if p.default is p.empty and key not in options]:
+        raise ValueError(f"it needs the option {missing[0]!r}; write it as NAME{{{json.dumps(missing[0])}:...}}")
+    hints = typing.get_type_hints(function) if options else {}
+    return {key: _typed(hints.get(key, Any), value, f"option {key!r}") for key, value in options.items()}
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    with contextlib.suppress(TypeError):  # a hint that configs do not have: it is the function's to judge
+        return from_json(hint, value, where)
+    return value
 
 
 def load_file(path: Path) -> ModuleType:
