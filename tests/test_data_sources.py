@@ -141,7 +141,7 @@ def test_a_data_set_with_configs_splits_and_columns(gsm8k):
     "change, said",
     [
         ({"config": None}, "has several sets of rows (main/train-00000-of-00002-ab12.parquet, "),
-        ({"config": "mian"}, "has no .jsonl, .parquet or .array_record files for split 'train', config 'mian'; it has main/test-00"),
+        ({"config": "mian"}, "has no .jsonl, .parquet or .array_record files for split 'train', config 'mian'; it has main/"),
         ({"files": "main/tran*"}, "for split 'train', config 'main', files 'main/tran*'; it has"),
         ({"fields": {"prompt": "problem"}}, "ab12.parquet row 0: no 'problem' for 'prompt' (it has 'question', 'a"),
         ({"fields": {}}, "row 0: no 'prompt' (it has"),
@@ -165,7 +165,7 @@ def test_files_that_name_no_split_and_other_splits(gsm8k, tmp_path):
         load(source, held_out=True)
     jsonl(rows, {"prompt": "4?", "answer": 4}, name="validation.jsonl")
     assert [row["answer"] for row in load(dataclasses.replace(source, split="validation"))] == [4]
-    with pytest.raises(ConfigError, match="no .jsonl, .parquet or .array_record files for split 'train'; it has latest1.jsonl, latest2.jsonl"):
+    with pytest.raises(ConfigError, match="array_record files for split 'train'; it has latest1.jsonl, latest2.jsonl"):
         load(source)
 
 
@@ -198,7 +198,7 @@ except ConfigError as error:
         assert hub.downloads() == ["main/test-00000-of-00001.parquet"]
     local = load(Source(path=str(gsm8k), options=GSM8K), held_out=True)
     assert said[0] == f"{local.digest} {COMMIT} 4 703 apples and 703 more? 1,406"
-    assert said[1].startswith("source 'arithmetic': openai/gsm8k: has no .jsonl, .parquet or .array_record files for split 'val', config")
+    assert said[1].startswith("source 'arithmetic': openai/gsm8k: has no .jsonl, .parquet or .array_record files for split")
 
 
 def test_a_function_in_a_file(tmp_path):

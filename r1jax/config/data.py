@@ -14,9 +14,9 @@ class Source:
     """Rows ``{"prompt": str or messages, "answer": any, "source": str, ...}`` and the rewards that score them."""
 
     path: str = "r1jax.data.arithmetic:rows"
-    """A ``.jsonl``, ``.parquet`` (extra) or ``.array_record`` file or a folder of them, here, on the Hub (``org/name[@revision]``)
-    or on ``gs://``; ``reasoning_gym:TASK`` (extra); or ``pkg.mod:f`` / ``file.py:f``, where f(split, **options) returns a sequence
-    of rows."""
+    """A ``.jsonl``, ``.parquet`` (extra) or ``.array_record`` file or a folder of them, here, on the Hub
+    (``org/name[@revision]``) or on ``gs://``; ``reasoning_gym:TASK`` (extra); or ``pkg.mod:f`` / ``file.py:f``, where
+    f(split, **options) returns a sequence of rows."""
     name: str = "arithmetic"
     """Written into each row's ``source``; metrics are kept per name."""
     split: str = "train"
@@ -39,17 +39,17 @@ class Source:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"source {self.name!r}: limit is {self.limit}; it must be at least 1")
         if self.pass_rate and not (len(self.pass_rate) == 2 and 0 <= self.pass_rate[0] <= self.pass_rate[1] <= 1):
-            raise ConfigError(f"source {self.name!r}: pass_rate is {self.pass_rate}; give (low, high) with 0 <= low <= high <= 1")
+            raise ConfigError(f"source {self.name!r}: pass_rate is {self.pass_rate}; give (low, high), 0 <= low <= high <= 1")
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """The ``options`` of a source of files. How a row is made: first ``fields``, then ``known``, ``answer_pattern``, ``append`` and
-    ``turns``, as far as they are given."""
+    """The ``options`` of a source of files. A row is made by ``fields``, then ``known``, ``answer_pattern``, ``turns`` and
+    ``append``, as far as they are given."""
 
     known: str | None = None
-    """The rows are those of this data set, here or elsewhere: gsm8k, math-500, aime, gpqa-diamond, deepscaler, humaneval. They get
-    the prompt, the answer and what else the set's reward wants (``r1jax/data/known.py``)."""
+    """The rows are those of this data set, here or elsewhere: gsm8k, math-500, aime, gpqa-diamond, deepscaler or humaneval.
+    They get the prompt, the answer and what else the set's reward wants (``r1jax/data/known.py``)."""
     config: str | None = None
     """The folder of the repository whose rows are meant; a data set on the Hub often has several."""
     files: str | None = None
@@ -62,11 +62,10 @@ class FileOptions:
     answer_pattern: str | None = None
     """A regular expression; the answer becomes what its first group finds in it."""
     append: str = ""
-    """Put behind every prompt, such as R1's request for a box: ``"\\nPlease reason step by step, and put your final answer within
-    \\\\boxed{}."``"""
+    """Put behind every prompt, such as the request for a box that R1's README advises for mathematics."""
     turns: Literal["last", "all"] = "last"
-    """Of rows with ``messages`` and no ``prompt``: the ``last`` assistant message is the completion, what is before it the prompt;
-    or ``all`` of them are, each in a row of its own that sees what its template keeps of the earlier ones."""
+    """Of rows with ``messages`` and no ``prompt``: the ``last`` assistant message is the completion and what is before it the
+    prompt; or ``all`` are, each in a row of its own, whose prompt holds what the template keeps of the earlier ones."""
 
     def __post_init__(self):
         if not 0 <= self.test_share < 1:

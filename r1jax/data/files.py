@@ -1,4 +1,4 @@
-"""Rows of files, JSON Lines, Parquet or ArrayRecord: one file, a folder of them, a data set on the Hub, or the same in a bucket."""
+"""Rows of files, JSON Lines, Parquet or ArrayRecord: one file, a folder, a data set on the Hub, or the same in a bucket."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Data sets known by name: where they are, how a row of theirs becomes a row of ours, its grader, and R1's number of samples.
 
-``Source(path="openai/gsm8k", options={"known": "gsm8k"})``, or ``r1jax eval --tasks gsm8k``. R1 was evaluated at temperature 0.6 and
-top-p 0.95 with up to 32,768 tokens (arXiv 2501.12948v2, appendix D.1); the first two are what ``r1jax eval`` does unless told otherwise.
+``Source(path="openai/gsm8k", options={"known": "gsm8k"})``, or ``r1jax eval --tasks gsm8k``. R1 was evaluated at temperature
+0.6 and top-p 0.95, which are the defaults of ``r1jax eval``, with up to 32,768 tokens (arXiv 2501.12948v2, appendix D.1).
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def _column(row: dict, *names: str, kind: Any = str) -> Any:
 PARQUET = "@refs/convert/parquet"
 """The revision at which the Hub keeps a copy in Parquet of a data set in another format."""
 
-# Samples: 64 of AIME and GPQA, 16 of MATH (arXiv 2501.12948v2, appendix D.1). R1 was not evaluated on the others: version 1 says
-# 4 to 64, by the size of the set.
+# Samples: 64 of AIME and GPQA, 16 of MATH (arXiv 2501.12948v2, appendix D.1). The others are not among R1's benchmarks, for
+# which version 1 says 4 to 64, by the size of the set.
 KNOWN = {
     "gsm8k": Known("openai/gsm8k", "main", "test", "accuracy", 4, gsm8k),
     "math-500": Known("HuggingFaceH4/MATH-500", None, "test", "accuracy", 16, competition),

@@ -25,8 +25,8 @@ SHORT = {"arithmetic": "r1jax.data.arithmetic:rows"} | {name: k.path for name, k
 
 
 def named(text: str, *, split: str | None = None, reward: str | None = None, limit: int | None = None) -> Source:
-    """The source that a command line calls ``text``: a path, or the name of a known data set, and then perhaps options as a JSON
-    object, ``rows.jsonl{"test_share":0.1}``.
+    """The source that a command line calls ``text``: a path or the name of a known data set, and then perhaps options as a
+    JSON object, ``rows.jsonl{"test_share":0.1}``.
 
     Args:
       split: None is the one with the problems: of a known data set its own, of a single file without ``test_share`` all of
@@ -55,8 +55,8 @@ def named(text: str, *, split: str | None = None, reward: str | None = None, lim
 def load(source: Source, *, held_out: bool = False) -> Rows:
     """The rows of a source.
 
-    - ``NAME.jsonl``, ``NAME.parquet``, ``NAME.array_record``, a folder of such files, ``gs://BUCKET/PATH``, or a data set on the
-      Hub, ``org/name[@revision]``: ``options`` are ``config.FileOptions``.
+    - ``NAME.jsonl``, ``NAME.parquet``, ``NAME.array_record``, a folder of such files, ``gs://BUCKET/PATH``, or a data set on
+      the Hub, ``org/name[@revision]``: ``options`` are ``config.FileOptions``.
     - ``reasoning_gym:TASK``: ``options`` are the task's, beside ``seed`` and ``size``. A question's hash decides its split.
       A row also carries ``task`` and ``entry``, for the reward ``reasoning_gym``.
     - ``pkg.mod:f`` or ``file.py:f``: ``f(split, **options)`` returns a sequence of rows.
