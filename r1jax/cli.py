@@ -88,6 +88,38 @@ def samples(args: Sequence[str]) -> int:
     return show_samples(command.run, where=command.where, last=command.last, follow=command.follow)
 
 
+def data(args: Sequence[str]) -> int:
+    return choose(args, DATA, "r1jax data", commands.Data.__doc__)
+
+
+def data_show(args: Sequence[str]) -> int:
+    command = parse(commands.DataShow, args, "r1jax data show")
+    from r1jax.data.show import show
+
+    return show(command)
+
+
+def data_dedupe(args: Sequence[str]) -> int:
+    command = parse(commands.DataDedupe, args, "r1jax data dedupe")
+    from r1jax.data.dedupe import dedupe
+
+    return dedupe(command)
+
+
+def data_decontaminate(args: Sequence[str]) -> int:
+    command = parse(commands.DataDecontaminate, args, "r1jax data decontaminate")
+    from r1jax.data.decontaminate import decontaminate
+
+    return decontaminate(command)
+
+
+def data_provenance(args: Sequence[str]) -> int:
+    command = parse(commands.DataProvenance, args, "r1jax data provenance")
+    from r1jax.data.provenance import provenance
+
+    return provenance(command)
+
+
 def configs(args: Sequence[str]) -> int:
     parse(commands.Configs, args, "r1jax configs")
     for name, line in list_configs():
@@ -102,7 +134,15 @@ def doctor(args: Sequence[str]) -> int:
     return doctor()
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Sequence[str]], int]]] = {
+Commands = dict[str, tuple[type, Callable[[Sequence[str]], int]]]
+"""Name -> the arguments and the function."""
+DATA: Commands = {
+    "show": (commands.DataShow, data_show),
+    "dedupe": (commands.DataDedupe, data_dedupe),
+    "decontaminate": (commands.DataDecontaminate, data_decontaminate),
+    "provenance": (commands.DataProvenance, data_provenance),
+}
+COMMANDS: Commands = {
     "train": (commands.Train, train),
     "generate": (commands.Generate, generate),
     "chat": (commands.Chat, chat),
@@ -110,6 +150,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Sequence[str]], int]]] = {
     "eval": (commands.Evaluate, evaluate),
     "export": (commands.Export, export),
     "samples": (commands.Samples, samples),
+    "data": (commands.Data, data),
     "configs": (commands.Configs, configs),
     "doctor": (commands.Doctor, doctor),
 }
@@ -135,25 +176,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print(overview())
-        return 0
-    if argv[0] == "--version":
+    if argv[:1] == ["--version"]:
         print(f"r1jax {r1jax.__version__}")
         return 0
-    if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(COMMANDS)}"
-        raise ConfigError(f"no command {argv[0]!r}; {hint}")
-    return COMMANDS[argv[0]][1](argv[1:])
+    return choose(argv, COMMANDS, "r1jax", r1jax.__doc__, "`r1jax train CONFIG --help` lists every setting of that config.")
 
 
-def overview() -> str:
-    lines = [f"  {name:<10} {arguments.__doc__.splitlines()[0]}" for name, (arguments, _) in COMMANDS.items()]
-    return "\n".join(
-        [r1jax.__doc__.splitlines()[0], "", "usage: r1jax COMMAND [--help] ...", "", *lines, ""]
-        + ["`r1jax train CONFIG --help` lists every setting of that config, its meaning and its value."]
-    )
+def choose(argv: Sequence[str], table: Commands, prog: str, describe: str, hint: str = "") -> int:
+    """Runs the command of ``table`` that the first word names; without one, or asked for help, prints what there is."""
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  {name:<{max(map(len, table))}} {arguments.__doc__.splitlines()[0]}" for name, (arguments, _) in table.items()]
+        top = [describe.splitlines()[0], "", f"usage: {prog} COMMAND [--help] ...", "", *lines]
+        print("\n".join([*top, "", hint] if hint else top))
+        return 0
+    if argv[0] not in table:
+        near = difflib.get_close_matches(argv[0], table, n=1)
+        instead = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(table)}"
+        raise ConfigError(f"no command {' '.join([*prog.split()[1:], argv[0]])!r}; {instead}")
+    return table[argv[0]][1](argv[1:])
 
 
 # -- Errors

@@ -211,6 +211,90 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Look at rows, clean them, and say where they came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRows:
+    """What every command that reads rows asks for."""
+
+    data: str
+    """A .jsonl, .parquet or .array_record file or a folder of them, a data set on the Hub (org/name[@revision]), any of these on
+    gs://, or the name of a known set. Options of a source of files may follow as a JSON object:
+    ``openai/gsm8k{"config":"main"}``."""
+    split: str = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataShow(OfRows):
+    """Count rows, list their fields and show the first."""
+
+    rows: int = 3
+    """How many to show."""
+
+    def __post_init__(self):
+        if self.rows < 0:
+            raise ConfigError(f"--rows is {self.rows}; it must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaning(OfRows):
+    """What every command that writes the rows it keeps asks for."""
+
+    out: Path
+    """JSONL to write. Beside it come NAME.report.jsonl, what was found, and NAME.summary.json, the counts and the digests."""
+
+    def __post_init__(self):
+        if self.out.suffix != ".jsonl":
+            raise ConfigError(f"--out is {self.out}; rows are written as JSON Lines, so name a file NAME.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDedupe(Cleaning):
+    """Drop exact and near duplicates, keeping the first of each group."""
+
+    threshold: float = 0.8
+    """Rows whose 5-word shingles have at least this Jaccard similarity, and whose prompts have the same numbers, are
+    duplicates; so are rows that a chain of such pairs links. 1 drops rows with the same shingles only."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.5 <= self.threshold <= 1:
+            raise ConfigError(f"--threshold is {self.threshold}; it must be in [0.5, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDecontaminate(Cleaning):
+    """Drop rows that share 10 words in a row with a benchmark."""
+
+    against: tuple[str, ...]
+    """The benchmarks' rows, named as --data is. Of a file by itself all rows are taken, else those of the split ``test`` or of
+    the known set's own."""
+    words: int = 10
+    """Words in a row that make a match: R1's rule (arXiv 2501.12948, D.1). 16 Chinese characters count as 10 words. A shorter
+    question matches as a whole."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.against:
+            raise ConfigError("--against is empty; name at least one benchmark")
+        if self.words < 3:
+            raise ConfigError(f"--words is {self.words}; fewer than 3 words in a row would match nearly everything")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataProvenance(Cleaning):
+    """Write source, licence and date into rows, and find those in which a model names itself."""
+
+    manifest: Path | None = None
+    """TOML or JSON; see r1jax/data/README.md. None is NAME.manifest.toml or .json beside the file, or manifest.toml or .json in
+    the folder, if it is there."""
+    named: Literal["drop", "flag"] = "drop"
+    """What becomes of rows in which a model names itself. ``flag`` writes the names into the row's ``names_model``."""
+
+
+@dataclass(frozen=True)
 class Configs:
     """List the configs that a bare name finds."""
 
