@@ -185,14 +185,15 @@ def run(argv: Sequence[str]) -> int:
 def choose(argv: Sequence[str], table: Commands, prog: str, describe: str, hint: str = "") -> int:
     """Runs the command of ``table`` that the first word names; without one, or asked for help, prints what there is."""
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:<{max(map(len, table))}} {arguments.__doc__.splitlines()[0]}" for name, (arguments, _) in table.items()]
+        width = max(map(len, table))
+        lines = [f"  {name:<{width}} {arguments.__doc__.splitlines()[0]}" for name, (arguments, _) in table.items()]
         top = [describe.splitlines()[0], "", f"usage: {prog} COMMAND [--help] ...", "", *lines]
         print("\n".join([*top, "", hint] if hint else top))
         return 0
     if argv[0] not in table:
         near = difflib.get_close_matches(argv[0], table, n=1)
         instead = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(table)}"
-        raise ConfigError(f"no command {' '.join([*prog.split()[1:], argv[0]])!r}; {instead}")
+        raise ConfigError(f"no command {f'{prog} {argv[0]}'.removeprefix('r1jax ')!r}; {instead}")
     return table[argv[0]][1](argv[1:])
 
 

@@ -220,9 +220,8 @@ class OfRows:
     """What every command that reads rows asks for."""
 
     data: str
-    """A .jsonl, .parquet or .array_record file or a folder of them, a data set on the Hub (org/name[@revision]), any of these on
-    gs://, or the name of a known set. Options of a source of files may follow as a JSON object:
-    ``openai/gsm8k{"config":"main"}``."""
+    """A .jsonl, .parquet or .array_record file or a folder of them, here or on gs://; a data set on the Hub, org/name[@REVISION],
+    or a known one by name. Options of a source of files may follow as a JSON object: ``openai/gsm8k{"config":"main"}``."""
     split: str = "train"
 
 

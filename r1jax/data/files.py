@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,29 +40,51 @@ def load(path: str, split: str, options: FileOptions, problem: Callable[[dict], 
     Raises:
       ValueError: nothing of that name or split, or a row is malformed, with its file and place; one line.
     """
-    share = options.test_share
-    # With a share, both splits are cut from the rows for training.
-    folder, names = hub.fetch(path, "dataset", lambda files: choose(files, "train" if share else split, options))
-    by_name = "{split}" in (options.files or "") or all(tells(name, split) for name in names)
-    if split != "train" and not (share or by_name):
-        if split == "test":
-            raise ConfigError(f"{path} holds nothing out; set options test_share, name eval.sources, or set eval.every to 0")
-        raise ConfigError(f"{path} has no split {split!r}")
-    rows, digest = [], hashlib.sha256()
-    for file in (folder / name for name in names):
-        for where, found in read(file):
-            try:
-                made = reshape(found, options)
-            except ValueError as e:
-                raise ConfigError(f"{where}: {e}") from e
-            for row in made:
-                if complaint := problem(row):
-                    raise ConfigError(f"{where}: {complaint}")
-                if not share or held_out(json.dumps(row["prompt"], sort_keys=True, default=str), share) == (split == "test"):
-                    rows.append(row)
-        with file.open("rb") as content:
-            hashlib.file_digest(content, lambda: digest)
-    return Table(rows, digest.hexdigest(), hub.commit(folder))
+    found = Scan(path, split, options, problem)
+    return Table([row for _, row in found], found.digest(), found.commit)
+
+
+class Scan:
+    """The rows of one split, each with its place, read anew each time they are gone through. Arguments and errors as of
+    ``load``."""
+
+    def __init__(self, path: str, split: str, options: FileOptions, problem: Callable[[dict], str | None]):
+        self.path, self.split, self.options, self.problem, self.share = path, split, options, problem, options.test_share
+        # With a share, both splits are cut from the rows for training.
+        wanted = "train" if self.share else split
+        folder, names = hub.fetch(path, "dataset", lambda files: choose(files, wanted, options))
+        by_name = "{split}" in (options.files or "") or all(tells(name, split) for name in names)
+        if split != "train" and not (self.share or by_name):
+            if split == "test":
+                raise ConfigError(
+                    f"{path} holds nothing out; set options test_share, name eval.sources, or set eval.every to 0"
+                )
+            raise ConfigError(f"{path} has no split {split!r}")
+        self.files, self.commit = [folder / name for name in names], hub.commit(folder)
+
+    def __iter__(self) -> Iterator[tuple[str, dict]]:
+        for file in self.files:
+            for where, found in read(file):
+                try:
+                    made = reshape(found, self.options)
+                except ValueError as e:
+                    raise ConfigError(f"{where}: {e}") from e
+                for row in made:
+                    if complaint := self.problem(row):
+                        raise ConfigError(f"{where}: {complaint}")
+                    if not self.share or self._on_this_side(row):
+                        yield where, row
+
+    def _on_this_side(self, row: dict) -> bool:
+        prompt = json.dumps(row["prompt"], sort_keys=True, default=str)
+        return held_out(prompt, self.share) == (self.split == "test")
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as content:
+                hashlib.file_digest(content, lambda: digest)
+        return digest.hexdigest()
 
 
 def choose(files: list[str], split: str, options: FileOptions) -> list[str]:
@@ -115,12 +138,12 @@ def tells(file: str, split: str) -> bool:
     return re.search(rf"(?<![A-Za-z]){re.escape(split)}(?![A-Za-z])", file) is not None
 
 
-def read(path: Path) -> list[tuple[str, dict]]:
+def read(path: Path) -> Iterator[tuple[str, dict]]:
     """The rows of a file, each with its place for complaints."""
     found = TABLE.search(path.name)
     match found and found[1]:
         case "jsonl":
-            return jsonl.read(path)
+            return jsonl.stream(path)
         case "parquet":
             return parquet(path)
         case "array_record" | "arrayrecord":
@@ -128,20 +151,21 @@ def read(path: Path) -> list[tuple[str, dict]]:
     raise ConfigError(f"{path} is not a .jsonl, .parquet or .array_record file")
 
 
-def parquet(path: Path) -> list[tuple[str, dict]]:
+def parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as e:
         raise ConfigError("reading Parquet needs pyarrow; pip install 'r1jax[parquet]'") from e
     try:
-        rows = pyarrow.parquet.read_table(path, partitioning=None).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as table:
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in table.iter_batches())
+            yield from ((f"{path} row {i}", row) for i, row in enumerate(rows))
     except (pyarrow.ArrowException, OSError) as e:
         raise ConfigError(f"{path} is not a Parquet file, or not all of it: {' '.join(str(e).split())}") from e
-    return [(f"{path} row {i}", row) for i, row in enumerate(rows)]
 
 
-def array_record(path: Path) -> list[tuple[str, dict]]:
+def array_record(path: Path) -> Iterator[tuple[str, dict]]:
     """Each record is a row as JSON."""
     from array_record.python import array_record_module
 
@@ -150,7 +174,7 @@ def array_record(path: Path) -> list[tuple[str, dict]]:
         records = reader.read_all() if reader.num_records() else []
     except RuntimeError as e:
         raise ConfigError(f"{path} is not an ArrayRecord file, or not all of it: {' '.join(str(e).split())}") from e
-    return [(where := f"{path} record {i}", jsonl.parse(record, where)) for i, record in enumerate(records)]
+    yield from ((where := f"{path} record {i}", jsonl.parse(record, where)) for i, record in enumerate(records))
 
 
 def reshape(row: dict[str, Any], options: FileOptions) -> list[dict[str, Any]]:

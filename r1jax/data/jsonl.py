@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from r1jax.config import ConfigError
 
 
 def read(path: Path) -> list[tuple[str, dict]]:
+    """All of ``stream``."""
+    return list(stream(path))
+
+
+def stream(path: Path) -> Iterator[tuple[str, dict]]:
     """The objects of a file, each with its place, ``FILE:LINE``, for complaints. Empty lines are left out.
 
     Raises:
       ConfigError: it cannot be read, a line is not a JSON object, or there is none.
     """
     try:
-        content = path.expanduser().read_bytes()
+        file = path.expanduser().open("rb")
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from e
-    rows = []
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        rows.append((where, parse(line, where)))
-    if not rows:
+    empty = True
+    with file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                empty = False
+                yield (where := f"{path}:{number}"), parse(line, where)
+    if empty:
         raise ConfigError(f"{path} has no rows")
-    return rows
 
 
 def parse(line: bytes, where: str) -> dict:
