@@ -6,6 +6,7 @@ from collections import Counter
 
 import pyarrow.parquet
 import pytest
+from array_record.python import array_record_module
 from hub_server import COMMIT, serve
 
 from r1jax import rewards
@@ -272,3 +273,117 @@ def test_reasoning_gym_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r"pip install 'r1jax\[reasoning-gym\]'"):
         load(Source(path="reasoning_gym:chain_sum"))
+
+
+# -- Kinds of rows
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p", "chosen": "good", "rejected": "bad"}, ""),
+        ({"prompt": "p", "completion": "c", "safe": False}, ""),
+        ({"prompt": "p", "chosen": "good"}, "a preference has both 'chosen' and 'rejected'"),
+        ({"prompt": "p", "rejected": "bad", "answer": 1}, "a preference has both"),
+        ({"prompt": "p", "chosen": "good", "rejected": ["bad"]}, "'rejected' is list; it must be a string"),
+        ({"prompt": "p", "chosen": "same", "rejected": "same"}, "'chosen' and 'rejected' are the same, 'same'"),
+        ({"prompt": "p", "completion": "c", "safe": "no"}, "'safe' is 'no'; it is true or false"),
+        ({"prompt": "p", "answer": "a", "safe": True}, "and says so of a 'completion'"),
+        ({"chosen": "good", "rejected": "bad"}, "no 'prompt'"),
+    ],
+)
+def test_preferences_and_safety_labels(tmp_path, row, said):
+    source = Source(path=jsonl(tmp_path, row), name="mine")
+    if not said:
+        assert list(load(source)) == [{"answer": None, **row, "source": "mine"}]
+        return
+    with pytest.raises(ConfigError) as error:
+        load(source)
+    assert "rows.jsonl:1: " in str(error.value) and said in str(error.value)
+
+
+def test_conversations(tmp_path):
+    said = [("system", "s"), ("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2"), ("user", "u3")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    source = Source(path=jsonl(tmp_path, {"messages": messages, "id": 7}), name="mine")
+    (last,) = load(source)
+    assert last == {"prompt": messages[:4], "completion": "a2", "id": 7, "answer": None, "source": "mine"}
+    every = load(dataclasses.replace(source, options={"turns": "all", "append": "!"}))
+    ends = [(len(r["prompt"]), r["prompt"][-1]["content"], r["completion"]) for r in every]
+    assert ends == [(2, "u1!", "a1"), (4, "u2!", "a2")]
+    assert messages[1]["content"] == "u1"  # what is found is not changed
+    renamed = {"talk": messages, "prompt": None}
+    columns = Source(path=jsonl(tmp_path, renamed, name="b.jsonl"), options={"fields": {"messages": "talk"}})
+    with pytest.raises(ConfigError, match="'prompt' is NoneType"):
+        load(columns)
+    for wrong, why in (
+        ([], "no assistant message after another one"),
+        (messages[2:4], "no assistant message after another one"),
+        ([{"from": "user"}], "'messages' is .* it must be a list of"),
+    ):
+        with pytest.raises(ConfigError, match=f"c.jsonl:1: .*{why}"):
+            load(Source(path=jsonl(tmp_path, {"messages": wrong}, name="c.jsonl")))
+
+
+# -- ArrayRecord
+
+
+def array_record(path, records):
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def test_array_record(tmp_path):
+    rows = [{"prompt": f"{i}é", "answer": i} for i in range(5)]
+    for shard, part in (("0", rows[:3]), ("1", rows[3:])):
+        array_record(tmp_path / f"train.array_record-0000{shard}-of-00002", [json.dumps(row).encode() for row in part])
+    assert list(load(Source(path=str(tmp_path), name="mine"))) == [{**row, "source": "mine"} for row in rows]
+    one = tmp_path / "test.arrayrecord"
+    array_record(one, [json.dumps(rows[0]).encode(), b'{"prompt": '])
+    with pytest.raises(ConfigError, match="test.arrayrecord record 1: not JSON"):
+        load(Source(path=str(one)))
+    array_record(one, [])
+    with pytest.raises(ConfigError, match="test.arrayrecord has no rows"):
+        load(Source(path=str(one)))
+    shard = tmp_path / "train.array_record-00001-of-00002"
+    for broken, why in ((shard.read_bytes()[:-100], "is not an ArrayRecord file, or not all of it: [^\n]*$"), (b"", "has no rows")):
+        shard.write_bytes(broken)
+        with pytest.raises(ConfigError, match=f"00001-of-00002 {why}"):
+            load(Source(path=str(tmp_path)))
+
+
+# -- Pass rates
+
+
+def test_rows_by_pass_rate(tmp_path):
+    rates = [0.5, 1.0, 0.0, 0.25, 0.5, 0.75, 0.5, 1, 0.5]
+    path = jsonl(tmp_path, *({"prompt": f"q{i}", "answer": i, "pass_rate": rate} for i, rate in enumerate(rates)))
+    source = Source(path=path, name="mine", pass_rate=(0.25, 0.75))
+    assert [row["answer"] for row in load(source)] == [0, 3, 4, 5, 6, 8]
+    assert [row["answer"] for row in load(dataclasses.replace(source, limit=2))] == [0, 3]
+    eased = dataclasses.replace(source, pass_rate=(), order="easy_first")
+    mixture = Mixture([(eased, load(eased))], seed=3)
+    drawn = [mixture[i] for i in range(18)]
+    assert [row["pass_rate"] for row in drawn[:9]] == sorted(rates, reverse=True)
+    assert drawn[:9] == drawn[9:]  # the same in each epoch
+    ties = {tuple(r["answer"] for r in (Mixture([(eased, load(eased))], seed)[i] for i in range(3, 7))) for seed in range(9)}
+    assert all(sorted(tie) == [0, 4, 6, 8] for tie in ties) and len(ties) > 2
+    prints = {Mixture([(s, load(s))], 0).fingerprint for s in (source, eased, dataclasses.replace(source, pass_rate=()))}
+    assert len(prints) == 3
+
+
+def test_rows_without_a_pass_rate_are_refused(tmp_path):
+    for rate in ({}, {"pass_rate": 1.5}, {"pass_rate": "high"}):
+        source = Source(path=jsonl(tmp_path, {"prompt": "q", "answer": 1, **rate}), name="mine")
+        with pytest.raises(ConfigError, match="source 'mine': no 'pass_rate' from 0 to 1 in the row {'prompt"):
+            load(dataclasses.replace(source, pass_rate=(0.0, 1.0)))
+        with pytest.raises(ConfigError, match="r1jax data pass-rate measures it"):
+            Mixture([(dataclasses.replace(source, order="easy_first"), load(source))], 0)
+    path = jsonl(tmp_path, {"prompt": "q", "answer": 1, "pass_rate": 0.5})
+    with pytest.raises(ConfigError, match=r"no rows in split 'train' with a pass_rate in \[0.6, 1.0\]"):
+        load(Source(path=path, pass_rate=(0.6, 1.0)))
+    for wrong in ((0.5,), (0.6, 0.5), (-0.1, 1.0), (0.0, 1.1)):
+        with pytest.raises(ConfigError, match="pass_rate is .* give"):
+            Source(pass_rate=wrong)

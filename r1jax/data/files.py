@@ -171,7 +171,9 @@ def array_record(path: Path) -> Iterator[tuple[str, dict]]:
 
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
-        records = reader.read_all() if reader.num_records() else []
+        if not reader.num_records():
+            raise ConfigError(f"{path} has no rows")
+        records = reader.read_all()
     except RuntimeError as e:
         raise ConfigError(f"{path} is not an ArrayRecord file, or not all of it: {' '.join(str(e).split())}") from e
     yield from ((where := f"{path} record {i}", jsonl.parse(record, where)) for i, record in enumerate(records))
