@@ -55,7 +55,7 @@ TWO = {f"blk.{i}.ffn_down.weight": np.zeros((2, 256), np.float32) for i in range
 FAMILIES = {
     "llama": transformers.LlamaConfig(**SIZES, rms_norm_eps=1e-5, rope_theta=500.0, tie_word_embeddings=True),
     "llama3": transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3),
-    "qwen2": transformers.Qwen2Config(**SIZES, rope_parameters=YARN),
+    "qwen2": transformers.Qwen2Config(**SIZES | {"head_dim": 8}, rope_parameters=YARN),
     "qwen3": transformers.Qwen3Config(**SIZES, rope_theta=1e6, tie_word_embeddings=True),
 }
 
@@ -443,6 +443,7 @@ def test_what_llama_cpp_cannot_hold_is_refused_and_nothing_is_left(tmp_path, sma
         ("'<mask>' takes in the space", small, strips),
         ("not deepseek_v3", moe, t),
         ("qwen2 has no field for rope_scaling.high_freq_factor", biased, t),
+        ("wants qwen2's heads as wide as the model: 16, not 4x32", dataclasses.replace(biased, rope=config.Rope()), t),
         ("no token that ends", small, no_end),
         ("kind WordLevel", small, words),
         ("splits text by none", small, byte),

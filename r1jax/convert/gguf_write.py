@@ -66,6 +66,9 @@ def plan(model: config.Model, tokenizer: Tokenizer, dtype: DType = "f16", origin
         raise ConfigError(f"a GGUF file can be of {known}, not {family}; export a directory, which llama.cpp can convert")
     if (unknown := scaling.keys() - {"type", *SCALING.values()}) and (family, model.rope.scaling) != ("llama", "llama3"):
         raise ConfigError(f"a GGUF file of {family} has no field for rope_scaling.{min(unknown)}")
+    a = model.attention
+    if family == "qwen2" and a.n_heads * a.head_dim != model.d_model:
+        raise ConfigError(f"llama.cpp wants qwen2's heads as wide as the model: {model.d_model}, not {a.n_heads}x{a.head_dim}")
     found = dict(tensor_names(model.n_layers))
     tensors = [(entry, found[entry.name], _kind(entry.shape, dtype)) for entry in names.entries(model, family)]
     planned = Plan(said, tokenizer, dtype, tensors)
