@@ -87,8 +87,8 @@ def test_plain_lines_name_each_phase_once_and_each_step():
 def test_failed_scores_and_skipped_updates_are_on_the_line_and_nan_too():
     out, display = plain()
     with display:
-        display.step(1, {"reward/total": 1.0, "reward/accuracy/errors": 3, "update/skipped": 0, "loss": float("nan")})
-    assert "accuracy/errors 3" in out.getvalue() and "skipped" not in out.getvalue() and "loss nan" in out.getvalue()
+        display.step(1, {"reward/total": 1.0, "reward/accuracy/errors/timeout": 3, "update/skipped": 0, "loss": float("nan")})
+    assert "accuracy/errors/timeout 3" in out.getvalue() and "skipped" not in out.getvalue() and "loss nan" in out.getvalue()
 
 
 def test_evaluation_has_its_own_line():

@@ -46,7 +46,7 @@ class Script:
         ended = np.array([len(w) < sampling.max_new_tokens for w in written])
         rows = [[*prompt, *w, *([1] if end else [])] for (prompt, _, _), w, end in zip(each, written, ended, strict=True)]
         width = max(map(len, rows))
-        return Trajectories(
+        found = Trajectories(
             tokens=np.array([row + [0] * (width - len(row)) for row in rows], np.int32),
             prompt_length=np.array([len(prompt) for prompt, _, _ in each], np.int32),
             length=np.array([len(row) for row in rows], np.int32),
@@ -56,6 +56,8 @@ class Script:
             prompt_id=np.array([name for _, name, _ in each], np.int32),
             sample=np.array([k for _, _, k in each], np.int32),
         )
+        progress(found)
+        return found
 
 
 def work(pool, answer, *, rows=None, rewards=None, group=4, **settings):

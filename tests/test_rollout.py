@@ -110,12 +110,13 @@ def test_answers_do_not_depend_on_the_prompt_bucket(samplers, warm):
 def test_answers_do_not_depend_on_how_many_are_asked_for_or_in_how_many_passes(samplers, warm):
     seen = []
     found = answers(
-        samplers["gqa"].generate(PROMPTS[:2], WARM, samples=10, round=3, ids=[10, 11], progress=lambda *n: seen.append(n))
+        samplers["gqa"].generate(PROMPTS[:2], WARM, samples=10, round=3, ids=[10, 11], progress=seen.append)
     )
     assert sorted(found) == [(p, s) for p in (10, 11) for s in range(10)]
     same({k: found[k] for k in found if k[1] < 2}, answers(warm))
-    assert [n for n, _ in seen] == [8, 2, 8, 2]
-    assert sum(tokens for _, tokens in seen) == sum(len(ids) for ids, _, _ in found.values())
+    assert [len(part.length) for part in seen] == [8, 2, 8, 2]
+    told = [(name, ids) for part in seen for name, (ids, _, _) in answers(part).items()]
+    assert told == [(name, ids) for name, (ids, _, _) in found.items()]
     whole = [tuple(ids) for ids, _, finish in found.values() if finish == "length"]
     assert len(set(whole)) == len(whole) > 2
 

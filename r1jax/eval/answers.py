@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -109,29 +112,87 @@ def texts(asked: Sequence[Question], t: Trajectories, tokenizer: Tokenizer) -> l
     return out
 
 
-def score(
-    pool: Pool, asked: Sequence[Question], completions: Sequence[str], weights: dict[str, dict[str, float]]
-) -> list[dict[str, Score]]:
-    """Every answer's scores by reward name. Each process scores its part of the answers, and all get all scores.
+class Scoring:
+    """Scores answers beside the accelerator's work. Each process scores its part of the answers, and all get all scores.
 
     Args:
       weights: source name -> reward name -> weight.
     """
-    items = [
-        Item(q.row["prompt"], text, q.row, tuple(weights[q.row["source"]])) for q, text in zip(asked, completions, strict=True)
-    ]
-    processes, me = jax.process_count(), jax.process_index()
-    mine = pool.score(items[me::processes])
-    if processes == 1:
-        return mine
-    packed = json.dumps([{name: [s.value, s.status, s.why] for name, s in scores.items()} for scores in mine]).encode()
+
+    def __init__(self, pool: Pool, weights: dict[str, dict[str, float]]):
+        self.weights = weights
+        self._pool = pool
+        self._count = 0
+        self._parts: list[Future[list[dict[str, Score]]]] = []
+
+    def submit(self, asked: Sequence[Question], completions: Sequence[str]) -> None:
+        """Starts scoring answers; waits while ``workers.queue`` of them are under way."""
+        items = [
+            Item(q.row["prompt"], text, q.row, tuple(self.weights[q.row["source"]]))
+            for q, text in zip(asked, completions, strict=True)
+        ]
+        mine = items[(jax.process_index() - self._count) % jax.process_count() :: jax.process_count()]
+        self._count += len(items)
+        try:
+            self._parts.append(self._pool.submit(mine))
+        except ValueError as e:  # the other processes must hear of it, or they would wait for this one's scores
+            self._parts.append(Future())
+            self._parts[-1].set_exception(e)
+
+    def scores(self) -> list[dict[str, Score]]:
+        """Every submitted answer's scores by reward name.
+
+        Raises:
+          ValueError: the answers of this process, or of another one, could not be scored; in all processes.
+        """
+        processes, mine, failure = jax.process_count(), [], None
+        try:
+            mine = [scores for part in self._parts for scores in part.result()]
+        except Exception as e:
+            if processes == 1:
+                raise
+            failure = f"{type(e).__name__}: {e}"
+        if processes == 1:
+            return mine
+        packed = [{name: [s.value, s.status, s.why] for name, s in scores.items()} for scores in mine]
+        parts = _gather({"failure": failure, "scores": packed})
+        for process, part in enumerate(parts):
+            if part["failure"] is not None:
+                raise ValueError(f"process {process} could not score its answers: {part['failure']}")
+        unpacked = [[{n: Score(*v) for n, v in scores.items()} for scores in part["scores"]] for part in parts]
+        return [unpacked[i % processes][i // processes] for i in range(self._count)]
+
+
+def _gather(value: Any) -> list[Any]:
+    """Every process's JSON value."""
+    packed = json.dumps(value).encode()
     length = int(multihost_utils.process_allgather(np.array(len(packed))).max())
     gathered = multihost_utils.process_allgather(np.frombuffer(packed.ljust(length), np.uint8))
-    parts = [[{n: Score(*v) for n, v in scores.items()} for scores in json.loads(bytes(part))] for part in gathered]
-    return [parts[i % processes][i // processes] for i in range(len(items))]
+    return [json.loads(bytes(part)) for part in gathered]
 
 
-def answer(
+@dataclass(frozen=True)
+class Sampled:
+    """Answers that are being scored."""
+
+    questions: list[Question]
+    """One per answer."""
+    trajectories: Trajectories
+    completions: list[str]
+    scoring: Scoring
+
+    def scored(self) -> Answers:
+        """Waits for the scores.
+
+        Raises:
+          ValueError: answers could not be scored.
+        """
+        scores, weights = self.scoring.scores(), self.scoring.weights
+        sums = [total(s, weights[q.row["source"]]) for s, q in zip(scores, self.questions, strict=True)]
+        return Answers(self.questions, self.trajectories, self.completions, scores, np.array(sums, np.float32))
+
+
+def sample(
     asked: Sequence[Question],
     *,
     sampler: Sampler,
@@ -142,41 +203,27 @@ def answer(
     round: int,
     weights: dict[str, dict[str, float]],
     progress: Callable[[int, int], None] = lambda answers, tokens: None,
-    scoring: Callable[[], None] = lambda: None,
-) -> Answers:
-    """``samples`` scored answers to every question.
+) -> Sampled:
+    """``samples`` answers to every question, scored while the next ones are sampled.
 
     Args:
       round: which rollout, for the random stream.
       weights: source name -> reward name -> weight.
       progress: called with (answers, tokens) as they are sampled.
-      scoring: called when sampling is over and scoring begins.
     """
+    each, completions, scoring = [q for q in asked for _ in range(samples)], [], Scoring(pool, weights)
+
+    def come(part: Trajectories) -> None:
+        theirs = each[len(completions) : len(completions) + len(part.length)]
+        new = texts(theirs, part, tokenizer)
+        completions.extend(new)
+        scoring.submit(theirs, new)
+        progress(len(new), int((part.length - part.prompt_length).sum()))
+
     t = sampler.generate(
-        [q.ids for q in asked], sampling, samples=samples, round=round, ids=[q.name for q in asked], progress=progress
+        [q.ids for q in asked], sampling, samples=samples, round=round, ids=[q.name for q in asked], progress=come
     )
-    scoring()
-    return scored(asked, t, pool=pool, tokenizer=tokenizer, weights=weights)
-
-
-def scored(
-    asked: Sequence[Question],
-    t: Trajectories,
-    *,
-    pool: Pool,
-    tokenizer: Tokenizer,
-    weights: dict[str, dict[str, float]],
-) -> Answers:
-    """The sampled answers with their texts and scores, as many to each question.
-
-    Args:
-      weights: source name -> reward name -> weight.
-    """
-    each = [q for q in asked for _ in range(len(t.length) // len(asked))]
-    completions = texts(each, t, tokenizer)
-    scores = score(pool, each, completions, weights)
-    rewards = np.array([total(s, weights[q.row["source"]]) for s, q in zip(scores, each, strict=True)], np.float32)
-    return Answers(each, t, completions, scores, rewards)
+    return Sampled(each, t, completions, scoring)
 
 
 def reward_metrics(answers: Answers) -> dict[str, float]:
@@ -186,9 +233,8 @@ def reward_metrics(answers: Answers) -> dict[str, float]:
     out = {"reward/total": float(answers.rewards.mean())}
     for name in dict.fromkeys(n for s in answers.scores for n in s):
         out[f"reward/{name}"] = float(np.nanmean(answers.values(name)))
-        failed = sum(s[name].status != "ok" for s in answers.scores if name in s)
-        if failed:
-            out[f"reward/{name}/errors"] = float(failed)
+        kinds = Counter(s[name].status for s in answers.scores if name in s)
+        out |= {f"reward/{name}/errors/{kind}": float(count) for kind, count in kinds.items() if kind != "ok"}
     sources = np.array([q.row["source"] for q in answers.questions])
     for source in dict.fromkeys(sources):
         out[f"source/{source}/reward"] = float(answers.rewards[sources == source].mean())

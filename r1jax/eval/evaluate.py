@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r1jax import config
-from r1jax.config import ConfigError, commands
+from r1jax.config import commands
 from r1jax.data import output, sources
 from r1jax.eval import answers as asking
 from r1jax.eval.estimators import cons_at_k, interval, pass_at_k
@@ -24,7 +24,6 @@ from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_mode
 from r1jax.rewards import Pool
 from r1jax.rewards.extract import final_answer
 
-SHORT = {"arithmetic": "r1jax.data.arithmetic:rows"}
 WIDTH = 160  # of the table where there is no terminal
 
 
@@ -36,7 +35,7 @@ def evaluate(args: commands.Evaluate) -> int:
     Raises:
       ConfigError: the user's mistakes.
     """
-    tasks = [find_source(task, args.reward, args.limit) for task in args.tasks]
+    tasks = [sources.named(task, reward=args.reward, limit=args.limit) for task in args.tasks]
     rows = [sources.load(source) for source in tasks]
     if args.out is not None:
         output.check_output(args.out)
@@ -50,8 +49,8 @@ def evaluate(args: commands.Evaluate) -> int:
         sampler = load_sampler(opened, engine, args.mesh, args.seed)
         for source, part in zip(tasks, asked, strict=True):
             bar = progress.add_task(source.name, total=len(part) * args.samples)
-            clock = Clock()
-            answers = asking.answer(
+            started = time.perf_counter()
+            sampled = asking.sample(
                 part,
                 sampler=sampler,
                 pool=pool,
@@ -61,47 +60,15 @@ def evaluate(args: commands.Evaluate) -> int:
                 round=zlib.crc32(source.name.encode()) >> 1,  # 31 bits: a stream of the task's own
                 weights={source.name: source.rewards},
                 progress=_advance(progress, bar),
-                scoring=clock.stop,
             )
-            found.append(answers)
-            results[source.name] = figures(answers, args.samples, clock.seconds)
+            seconds = time.perf_counter() - started
+            found.append(sampled.scored())
+            results[source.name] = figures(found[-1], args.samples, seconds)
     if jax.process_index() == 0:
         show(results, args)
         if args.out is not None:
             write(args, found, results)
     return 0
-
-
-class Clock:
-    """Seconds from its making to ``stop``."""
-
-    def __init__(self):
-        self.started, self.seconds = time.perf_counter(), 0.0
-
-    def stop(self) -> None:
-        self.seconds = time.perf_counter() - self.started
-
-
-def find_source(task: str, reward: str | None, limit: int) -> config.Source:
-    """What ``--tasks`` calls ``task``: a path, or a short name, and then perhaps options as a JSON object.
-
-    Raises:
-      ConfigError: the options are no JSON object.
-    """
-    path, brace, rest = task.partition("{")
-    try:
-        options = json.loads(brace + rest) if brace else {}
-    except json.JSONDecodeError as e:
-        raise ConfigError(f'--tasks {task}: its options are not JSON, {e.msg}; write them as arithmetic{{"digits":3}}') from e
-    is_whole_file = path.endswith((".jsonl", ".parquet")) and "test_share" not in options
-    return config.Source(
-        path=SHORT.get(path, path),
-        name=task,
-        split="train" if is_whole_file else "test",
-        limit=limit,
-        options=options,
-        rewards={reward or ("reasoning_gym" if path.startswith("reasoning_gym:") else "accuracy"): 1.0},
-    )
 
 
 def is_right(answers: asking.Answers) -> np.ndarray:

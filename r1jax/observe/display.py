@@ -242,8 +242,8 @@ class Display:
 
 def _important(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     """``(text, style)`` of the metrics for a step's line, the most important first."""
-    faults = [key for key in metrics if (key.endswith("/errors") or key == "update/skipped") and metrics[key]]
-    rewards = [key for key in metrics if key.startswith("reward/") and key != "reward/total" and not key.endswith("/errors")]
+    faults = [key for key in metrics if ("/errors/" in key or key == "update/skipped") and metrics[key]]
+    rewards = [key for key in metrics if key.startswith("reward/") and key != "reward/total" and "/errors/" not in key]
     shown = [(label, metrics[key]) for key, label in LABELS.items() if key in metrics]
     shown[1:1] = [(key.removeprefix("reward/"), metrics[key]) for key in rewards]
     parts = [(f"{label} {number(value)}", "" if math.isfinite(value) else "bold red") for label, value in shown]

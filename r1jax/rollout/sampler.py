@@ -86,7 +86,7 @@ class Sampler:
         samples: int = 1,
         round: int = 0,
         ids: Sequence[int] | None = None,
-        progress: Callable[[int, int], None] = lambda answers, tokens: None,
+        progress: Callable[[Trajectories], None] = lambda part: None,
     ) -> Trajectories:
         """``samples`` answers to every prompt.
 
@@ -94,7 +94,7 @@ class Sampler:
           prompts: token ids, each with at least one token.
           round: which rollout of the run; another round draws other tokens.
           ids: int32 name of each prompt in the random stream; their index if None.
-          progress: called with (answers, tokens) as they come.
+          progress: called with the answers as they come; its calls together have what is returned, in the same order.
 
         Raises:
           ValueError: no weights are loaded, a prompt is empty or longer than ``engine.max_prompt_tokens``, or no bucket is
@@ -114,7 +114,7 @@ class Sampler:
                 for part in self._run(prompts, questions, numbers, together, ids, sampling, round, chunk):
                     whole = part
                 parts.append(whole)
-                progress(len(parts[-1].length), int((parts[-1].length - parts[-1].prompt_length).sum()))
+                progress(whole)
         return concatenate(parts)
 
     def stream(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 
 from r1jax.config import ConfigError
+from r1jax.config.base import GuardStop
 from r1jax.eval import answers as asking
 from r1jax.eval.estimators import pass_at_k
 from r1jax.stages.workspace import Workspace
 
 ROUND = 2**31 - 1  # one random stream for every evaluation, so that two of them differ by the policy alone
-KEPT = 8  # held-out answers kept at the edges of a stage, so that before and after can be laid side by side
+KEPT = 8  # held-out answers kept at the edges of a stage, so that before and after can be laid side by side, and failed ones
 
 
 def hold_out(work: Workspace, edge: bool) -> dict[str, float]:
@@ -36,6 +38,10 @@ def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[di
 
     An answer is right when the first reward of its source is at least 1. ``eval/entropy`` is the mean of ``-log p`` over the
     sampled tokens, an unbiased estimate of the policy's entropy per token at the sampling temperature.
+
+    Raises:
+      ConfigError: all prompts are too long.
+      GuardStop: too many scores failed.
     """
     stage = work.stage
     sampling = stage.eval.sampling or stage.sampling
@@ -50,10 +56,12 @@ def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[di
     with work.phase("eval", len(asked) * (samples + greedy), "answers"):
 
         def ask(sampling, samples):
-            return asking.answer(
+            answers = asking.sample(
                 asked, sampler=work.sampler, pool=work.pool, tokenizer=work.tokenizer, sampling=sampling, samples=samples,
                 round=ROUND, weights=work.weights, progress=work.display.advance,
-            )  # fmt: skip
+            ).scored()  # fmt: skip
+            stop_if_scores_fail(work, answers, held_out=True)
+            return answers
 
         found = ask(sampling, samples)
         values = {
@@ -73,6 +81,33 @@ def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[di
     values["eval/length"] = float((t.length - t.prompt_length).mean())
     values["eval/truncated"] = float((t.finish == 0).mean())
     return values, found
+
+
+def stop_if_scores_fail(work: Workspace, answers: asking.Answers, **more) -> None:
+    """Stops the run where a reward is broken: what it learned from zeros that mean nothing would be wrong.
+
+    Args:
+      more: fields for the rows of samples.jsonl.
+
+    Raises:
+      GuardStop: more than ``workers.max_error_share`` of the scores failed. The first answers of each kind of failure are in
+        samples.jsonl then.
+    """
+    share, count = work.stage.workers.max_error_share, sum(map(len, answers.scores))
+    failed = [(i, name, s) for i, scores in enumerate(answers.scores) for name, s in scores.items() if s.status != "ok"]
+    if len(failed) <= share * count:
+        return
+    kinds = Counter(f"{name} {score.status}" for _, name, score in failed)
+    first = {kind: [i for i, name, s in failed if f"{name} {s.status}" == kind][:KEPT] for kind in kinds}
+    if work.samples is not None:
+        kept = sorted({i for indices in first.values() for i in indices})
+        work.samples.write(work.step + 1, [answers.sample(i, **more) for i in kept])
+    i, name, score = failed[0]
+    raise GuardStop(
+        f"{len(failed)} of {count} scores failed ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}), more than "
+        f"workers.max_error_share {share}; the first: reward {name} {score.status}: {score.why} (answer "
+        f"{answers.completions[i]!r:.120}); {work.run.path / 'samples.jsonl'} ends with such answers"
+    )
 
 
 def correct(work: Workspace, found: asking.Answers) -> np.ndarray:

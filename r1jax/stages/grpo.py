@@ -13,12 +13,11 @@ import numpy as np
 
 from r1jax import config
 from r1jax.advantages import group_advantages, no_signal
-from r1jax.config.base import GuardStop
 from r1jax.data.packing import pack_sequences
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
-from r1jax.stages.evaluation import hold_out
+from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
 from r1jax.stages.workspace import Workspace
 from r1jax.types import PackedBatch
 
@@ -61,7 +60,7 @@ def length_cap(stage: config.GRPO, step: int) -> int:
 
 
 def roll_out(work: Workspace, asked: list[Question]) -> Answers:
-    """``group`` answers to each question by the current policy, scored.
+    """``group`` answers to each question by the current policy, scored as they come.
 
     Raises:
       GuardStop: too many scores failed.
@@ -70,25 +69,14 @@ def roll_out(work: Workspace, asked: list[Question]) -> Answers:
     sampling = dataclasses.replace(stage.sampling, max_new_tokens=length_cap(stage, work.step))
     work.sampler.load(work.state.params)
     with work.phase("rollout", len(asked) * stage.group, "answers") as rollout:
-        t = work.sampler.generate(
-            [q.ids for q in asked],
-            sampling,
-            samples=stage.group,
-            round=work.cursor.round,
-            ids=[q.name for q in asked],
-            progress=work.display.advance,
-        )
-    with work.phase("reward", len(t.length), "answers"):
-        answers = asking.scored(asked, t, pool=work.pool, tokenizer=work.tokenizer, weights=work.weights)
+        sampled = asking.sample(
+            asked, sampler=work.sampler, pool=work.pool, tokenizer=work.tokenizer, sampling=sampling, samples=stage.group,
+            round=work.cursor.round, weights=work.weights, progress=work.display.advance,
+        )  # fmt: skip
     work.rollout_rate = rollout.tokens_per_s
-    count = sum(len(scores) for scores in answers.scores)
-    failed = [(i, name, s) for i, scores in enumerate(answers.scores) for name, s in scores.items() if s.status != "ok"]
-    if len(failed) > stage.workers.max_error_share * count:
-        i, name, first = failed[0]
-        raise GuardStop(
-            f"{len(failed)} of {count} scores failed, more than workers.max_error_share {stage.workers.max_error_share}; the "
-            f"first: reward {name} {first.status}: {first.why} (answer {answers.completions[i]!r:.120})"
-        )
+    with work.phase("reward"):
+        answers = sampled.scored()
+    stop_if_scores_fail(work, answers)
     return answers
 
 

@@ -68,8 +68,8 @@ def check_rewards(work: Workspace, asked: list[Question]) -> None:
     """Raises GuardStop if a correctness reward gives a gold answer less than 1, or an empty one more than 0. What other
     rewards give is only shown."""
     known = [(q, gold) for q in asked if (gold := gold_answer(q.row, q.prefill)) is not None]
-    golds = asking.score(work.pool, [q for q, _ in known], [gold for _, gold in known], work.weights)
-    empties = asking.score(work.pool, asked, [q.prefill for q in asked], work.weights)
+    golds = score(work, [q for q, _ in known], [gold for _, gold in known])
+    empties = score(work, asked, [q.prefill for q in asked])
     for (question, gold), scores in zip(known, golds, strict=True):
         judge(question, gold, scores, right=True)
     for question, scores in zip(asked, empties, strict=True):
@@ -81,6 +81,12 @@ def check_rewards(work: Workspace, asked: list[Question]) -> None:
             f"preflight: rewards of {len(found)} {what} answers: "
             + (", ".join(f"{name} {mean:.3g}" for name, mean in means.items()) or "none, the rows have no answer")
         )
+
+
+def score(work: Workspace, asked: list[Question], completions: list[str]) -> list[dict[str, Score]]:
+    scoring = asking.Scoring(work.pool, work.weights)
+    scoring.submit(asked, completions)
+    return scoring.scores()
 
 
 def judge(question: Question, completion: str, scores: dict[str, Score], *, right: bool) -> None:
@@ -109,7 +115,7 @@ def sample(work: Workspace, asked: list[Question]) -> Answers:
     stage = work.stage
     cap = dict(stage.length_schedule).get(0, stage.sampling.max_new_tokens)
     work.sampler.load(work.state.params)
-    return asking.answer(
+    return asking.sample(
         asked,
         sampler=work.sampler,
         pool=work.pool,
@@ -119,7 +125,7 @@ def sample(work: Workspace, asked: list[Question]) -> Answers:
         round=ROUND,
         weights=work.weights,
         progress=work.display.advance,
-    )
+    ).scored()
 
 
 def tell(work: Workspace, answers: Answers, silent: np.ndarray) -> None:
