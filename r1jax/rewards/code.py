@@ -39,7 +39,7 @@ _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)^[ \t]*\1[ \t]*$", re.DO
 
 
 def code(prompt: Any, completion: str, row: dict, *, time_limit: float = 5.0, memory_limit: float = 1024) -> Score:
-    """1 if the last fenced block after ``</think>`` passes every test of the row, else 0; ``why`` names the first that it fails.
+    """1 if the last fenced block after ``</think>`` passes every test of the row, else 0; ``why`` names the first it fails.
 
     ``row["answer"]`` is one of
 
@@ -230,6 +230,8 @@ def _check(program: bytes, source: str, entry_point: str, limits: Limits) -> str
         result = json.loads(outcome.stdout)
         if result["verdict"] == "broken":
             raise ValueError(f"the row's check is broken: {result['why']}")
+        if result["verdict"] == "raised":
+            return _kind_of(result["why"], compiling=False)
         if result["verdict"] == "ended":
             return _kind_of(result["why"], compiling=True) if result["why"] else _how_it_failed(served.end(), limits)
         return "" if result["verdict"] == "pass" else f"wrong answer: {result['why']}"

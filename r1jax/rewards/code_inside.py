@@ -3,7 +3,8 @@
     inside.py serve NAME    beside answer.py: for each line ``{"args", "kwargs"}`` on stdin calls NAME and writes on stdout
                             ``{"value"}``, ``{"raised": [type, message]}``, or, before it ends, ``{"failed": message}``
     inside.py check NAME    beside check.py: runs it, with NAME a function that asks a ``serve`` in another box, over stdin, and
-                            writes one line ``{"verdict": "pass", "fail", "ended" or "broken", "why"}`` on stdout
+                            writes one line ``{"verdict", "why"}`` on stdout: pass, fail, raised (the answer did), ended
+                            (the answer has), broken (the check is)
 
 The answer shares a process with ``serve`` and can write any reply: as it could return any value. It sees the arguments, never
 what is expected of it, and what it sends is data, of the types below.
@@ -107,22 +108,22 @@ def serve(name: str) -> None:
 
 
 def check(name: str) -> None:
-    verdict = os.fdopen(os.dup(1), "wb")
+    out = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     candidate = _remote(io.FileIO(0, "r"), io.FileIO(0, "w", closefd=False))
-    result = {"verdict": "pass", "why": ""}
+    verdict, why = "pass", ""
     try:
         names = _run_file("check.py", {name: candidate})
         if callable(names.get("check")):
             names[name] = candidate  # the file may hold the question's own unfinished one
             names["check"](candidate)
     except AnswerEnded as e:
-        result = {"verdict": "ended", "why": str(e)}
+        verdict, why = "ended", str(e)
     except BaseException as e:
         broken = isinstance(e, SyntaxError) and e.filename == "check.py"
-        result = {"verdict": "broken" if broken else "fail", "why": _describe(e)}
-    verdict.write(json.dumps(result).encode() + b"\n")
-    verdict.flush()
+        verdict, why = "broken" if broken else "raised" if hasattr(e, "by_answer") else "fail", _describe(e)
+    out.write(json.dumps({"verdict": verdict, "why": why}).encode() + b"\n")
+    out.flush()
 
 
 def _remote(replies: io.FileIO, requests: io.FileIO) -> Any:
@@ -156,7 +157,10 @@ def _result(reply: bytes) -> Any:
         error = getattr(builtins, kind, None)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise AnswerEnded(f"its reply is broken: {_describe(e)}") from e
-    raise error(text) if isinstance(error, type) and issubclass(error, Exception) else RuntimeError(f"{kind}: {text}")
+    known = isinstance(error, type) and issubclass(error, Exception)
+    raised = error(text) if known else RuntimeError(f"{kind}: {text}")
+    raised.by_answer = True
+    raise raised
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
@@ -182,9 +186,10 @@ def _find(names: dict[str, Any], name: str) -> Any:
 
 
 def _describe(error: BaseException) -> str:
-    """With the last line of ours or of the answer's that raised it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("/")]
-    return f"{type(error).__name__}: {str(error)[:300]}" + (f" (line {lines[-1]})" if lines else "")
+    """With the last line of the answer's, or of the check's, that it comes from."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in ("answer.py", "check.py")]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno} {frames[-1].line})" if frames else ""
+    return (type(error).__name__ + f": {error}" * bool(str(error)))[:200] + where[:100]
 
 
 if __name__ == "__main__":

@@ -251,26 +251,30 @@ class Box:
 def _bubblewrap(kind: str, limits: Limits, files: Mapping[str, int]) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--clearenv"]
     command += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "box"]
-    if kind == "root":  # the launcher changes its user id, by which it loses these
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    if kind == "root":  # which would keep all others; the launcher loses these two when it changes its user id
+        command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user", "--disable-userns"]
     for name, value in ENVIRONMENT.items():
         command += ["--setenv", name, value]
-    command += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    command += ["--ro-bind", "/usr", "/usr"]
+    command += [*_directories(Path("/etc")), "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
         command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind-try", path, path]
     command += ["--proc", "/proc", "--dev", "/dev"]
     command += ["--perms", "1777", "--size", str(limits.files_mib << 20), "--tmpfs", "/tmp"]
     command += ["--perms", "1777", "--size", str(limits.files_mib << 20), "--tmpfs", "/dev/shm"]
     if not PYTHON.startswith("/usr/"):
-        for parent in reversed(Path(sys.base_prefix).parents[:-1]):  # bubblewrap would make them for root alone
-            command += ["--perms", "0755", "--dir", str(parent)]
-        command += ["--ro-bind", sys.base_prefix, sys.base_prefix]
+        command += [*_directories(Path(sys.base_prefix).parent), "--ro-bind", sys.base_prefix, sys.base_prefix]
     for name, fd in files.items():
         command += ["--perms", "0555", "--ro-bind-data", str(fd), f"/tmp/{name}"]
     # Last: both are file systems in memory without a limit of their own.
     return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+
+
+def _directories(path: Path) -> list[str]:
+    """Makes ``path`` for every user; what bubblewrap makes by itself is for root alone."""
+    return [word for place in reversed([path, *path.parents][:-1]) for word in ("--perms", "0755", "--dir", str(place))]
 
 
 def _rlimits(limits: Limits, kind: str) -> str:
