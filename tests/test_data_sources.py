@@ -348,9 +348,9 @@ def test_array_record(tmp_path):
     with pytest.raises(ConfigError, match="test.arrayrecord has no rows"):
         load(Source(path=str(one)))
     shard = tmp_path / "train.array_record-00001-of-00002"
-    for broken, why in ((shard.read_bytes()[:-100], "is not an ArrayRecord file, or not all of it: [^\n]*$"), (b"", "has no rows")):
+    for broken in (shard.read_bytes()[:-100], b""):
         shard.write_bytes(broken)
-        with pytest.raises(ConfigError, match=f"00001-of-00002 {why}"):
+        with pytest.raises(ConfigError, match="00001-of-00002 is not an ArrayRecord file, or not all of it: [^\n]*$"):
             load(Source(path=str(tmp_path)))
 
 

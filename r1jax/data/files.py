@@ -18,6 +18,8 @@ from r1jax.data.split import held_out
 
 TABLE = re.compile(r"\.(jsonl|parquet|array_?record)(-\d+-of-\d+)?$")
 """How names of files of rows end: ``rows.jsonl``, ``rows.array_record-00000-of-00002``."""
+RECORDS = 1024
+"""Of an ArrayRecord file, read at once."""
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 """Words by which files say which split they are."""
 
@@ -171,12 +173,15 @@ def array_record(path: Path) -> Iterator[tuple[str, dict]]:
 
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
-        if not reader.num_records():
+        # A broken file has 0 records too, and says what it has when it is read.
+        if not (count := reader.num_records()) and not reader.read_all():
             raise ConfigError(f"{path} has no rows")
-        records = reader.read_all()
+        for start in range(0, count, RECORDS):
+            for i, record in enumerate(reader.read(start, min(start + RECORDS, count)), start):
+                where = f"{path} record {i}"
+                yield where, jsonl.parse(record, where)
     except RuntimeError as e:
         raise ConfigError(f"{path} is not an ArrayRecord file, or not all of it: {' '.join(str(e).split())}") from e
-    yield from ((where := f"{path} record {i}", jsonl.parse(record, where)) for i, record in enumerate(records))
 
 
 def reshape(row: dict[str, Any], options: FileOptions) -> list[dict[str, Any]]:
