@@ -50,7 +50,8 @@ MIXED = [
     ("zh", "<step>计算面积</step><step>compute the area now</step>", 4, 2, 0),
     (
         "zh",
-        "题目给出一个长度为 n 的数组，要求找出两个不同的位置，使得它们的和等于给定的目标。最直接的做法是枚举所有的数对，但是这样太慢。"
+        "题目给出一个长度为 n 的数组，要求找出两个不同的位置，使得它们的和等于给定的目标。"
+        "最直接的做法是枚举所有的数对，但是这样太慢。"
         "Let us double check the time limit before we go on. 我们可以先排序，然后用两个指针从两端向中间移动。",
         11, 47, 0,
     ),
@@ -68,7 +69,8 @@ MATHEMATICS = [
 CODE = [
     (
         "zh",
-        "先写代码：\n```python\ndef solve(nums):\n    # return the largest value\n    return max(nums)\n```\n然后测试这个函数。",
+        "先写代码：\n```python\ndef solve(nums):\n    # return the largest value\n    return max(nums)\n```\n"
+        "然后测试这个函数。",
         0, 7, 0,
     ),
     (
@@ -94,3 +96,53 @@ def test_the_reward_is_within_a_tenth_of_counts_by_hand(target, thought, en, zh,
 
 def test_there_are_enough_samples():
     assert len(SAMPLES) >= 40
+
+
+def test_the_thought_alone_counts_and_an_open_one_is_the_whole_turn():
+    for turn, value in [
+        ("<think>因为它是偶数</think> The answer is even.", 1.0),
+        ("因为它是偶数</think> The answer is even.", 1.0),
+        ("<think>The answer is even.</think> 因为它是偶数", 0.0),
+        ("<think>The answer is even.", 0.0),
+        ("<think>因为它</think><think>The answer is even</think> 因为", 1.875 / 5.875),
+        ("<think></think> The answer is even.", 1.0),
+        ("", 1.0),
+    ]:
+        assert language("", turn, {}, target="zh").value == pytest.approx(value), turn
+
+
+def test_the_target_is_the_option_else_the_rows_else_the_prompts_else_the_thoughts():
+    zh, en = "<think>因为它是偶数</think>", "<think>because it is even</think>"
+    asked_zh = [{"role": "system", "content": "Answer in a helpful way and think first."}, {"role": "user", "content": "求和"}]
+    for prompt, row, option, target in [
+        ("Find the sum of all digits", {"target_language": "en"}, "zh", "zh"),
+        ("Find the sum of all digits", {"target_language": "zh"}, None, "zh"),
+        ("Find the sum of all digits", {"language": "zh"}, None, "en"),
+        ("求所有数字之和", {}, None, "zh"),
+        (asked_zh, {}, None, "zh"),
+    ]:
+        values = [language(prompt, turn, row, target=option).value for turn in (zh, en)]
+        assert values == ([1.0, 0.0] if target == "zh" else [0.0, 1.0]), (prompt, row, option)
+    for prompt in ("1 + 1 = ?", None, "$x$"):
+        assert language(prompt, zh, {}).value == language(prompt, en, {}).value == 1.0
+    with pytest.raises(ValueError, match="target_language.*'python'; it must be en or zh"):
+        language("", zh, {"target_language": "python"})
+
+
+def test_a_single_latin_word_is_a_name_in_chinese_and_a_word_in_english():
+    assert count_words("然后 sketch 出来") == Words(0, 4 / 1.6, 0)  # the known limit: it is no common word
+    assert count_words("然后 therefore 出来") == Words(1, 4 / 1.6, 0) == count_words("然后 Therefore 出来")
+    assert count_words("We know how to do it: sketch = 3").en == 7
+    assert count_words("I see a dog") == Words(4, 0, 0) and count_words("a + I") == Words(0, 0, 0)
+
+
+UNITS = [
+    "\\[", "\\(x", "$x ", "$$ x", "\\begin{a}", "\\a{", "`", "``` ", "a(", "<a", "f.", "a_", "x-", "x'", "http://", "a1", "中a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_hostile_text_takes_linear_time(unit):
+    start = time.process_time()
+    count_words(unit * (100_000 // len(unit)))
+    assert time.process_time() - start < 1.5

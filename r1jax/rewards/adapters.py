@@ -34,8 +34,8 @@ def from_verl(f: Callable) -> Callable:
     """verl's ``compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict``, sync or async.
 
     ``ground_truth`` is ``row["reward_model"]["ground_truth"]``, or ``row["answer"]`` in rows without it; ``data_source`` is the
-    row's own, or its source's name. ``solution_str`` has what the template pre-filled, which verl leaves out. Of a dict ``score``
-    is taken.
+    row's own, or its source's name. ``solution_str`` has what the template pre-filled, which verl leaves out. Of a dict the
+    ``score`` is taken.
     """
 
     def reward(prompt: Any, completion: str, row: dict) -> Any:

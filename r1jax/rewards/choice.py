@@ -24,7 +24,8 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _FIRST_LETTER = re.compile(
-    r"[\s*_\"'“$:：]*(?:(?:option|choice|answer)\s+)?(?:(?P<bracket>[(\[（])|\\text(?:bf)?\{)?(?P<letter>[A-Z])(?![\w'’])", re.ASCII
+    r"[\s*_\"'“$:：]*(?:(?:option|choice|answer)\s+)?(?:(?P<bracket>[(\[（])|\\text(?:bf)?\{)?(?P<letter>[A-Z])(?![\w'’])",
+    re.ASCII,
 )
 _ANOTHER = re.compile(r"[)\]）}*$.]*\s*(?:,|/|&|、|\band\b|\bor\b|和|或|与)\s*[(\[（*]*[A-Z](?!\w)", re.ASCII)
 _WORD = re.compile(r"\s+(?!(?:because|since|as|is|for|with|which|due|by|given|from|here)\b)[a-z]")
@@ -68,7 +69,9 @@ def _right(row: dict, options: list[str]) -> int:
         raise ValueError(f"row['answer'] is {answer}, which is one option's number and another's text; give it as a letter")
     named = _named(answer, options) if isinstance(answer, str) else None
     if named is None:
-        raise ValueError(f"row['answer'] is {answer!r:.80}; it must be an option's letter, or its text or its number in row['options']")
+        raise ValueError(
+            f"row['answer'] is {answer!r:.80}; it must be an option's letter, or its text or its number in row['options']"
+        )
     return named
 
 
@@ -76,11 +79,8 @@ def _chosen(answer: str, options: list[str]) -> int | None:
     lines = [line for line in answer.splitlines() if line.strip()]
     if len(lines) == 1 and (found := _named(answer, options)) is not None:
         return found
-    stated = None
-    for stated in _STATED.finditer(answer):
-        pass
-    if stated is not None:
-        rest = answer[stated.end() :].partition("\n")[0]
+    if stated := list(_STATED.finditer(answer)):
+        rest = answer[stated[-1].end() :].partition("\n")[0]
         return _first(rest, options) if (found := _named(rest, options)) is None else found
     return _named(lines[-1], options) if lines else None
 

@@ -30,9 +30,7 @@ def rule(correctness: str = "accuracy", format: str = "format") -> dict[str, flo
     return {correctness: 1.0, format: 1.0}
 
 
-def reasoning(
-    correctness: str = "accuracy", format: str = R1_FORMAT, language: str = "language"
-) -> dict[str, float]:
+def reasoning(correctness: str = "accuracy", format: str = R1_FORMAT, language: str = "language") -> dict[str, float]:
     """Equations 8 and 9 for a reasoning prompt."""
     return {**rule(correctness, format), language: 1.0}
 

@@ -36,19 +36,17 @@ _PIECE = re.compile(
     rf"|(?P<other>[^\W\d_{_HAN}{_LATIN}]{{2,}})"
 )
 _WORD = re.compile(rf"(?<![{_LATIN}\d_])[{_LATIN}]++(?:['’‑-][{_LATIN}]++)*+(?![\d_])")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan log ln lg exp max min mod gcd lcm lim det sqrt".split())
-_LETTERS = frozenset(("a", "A", "I"))
-_COMMON = frozenset(
-    # Words that are no names of variables or programs. Python's keywords are left out: 用 for 循环.
-    """
+FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan log ln lg exp max min mod gcd lcm lim det sqrt"
+COMMON = """
     the so we our us you your they their it its this that these those then thus hence therefore however because since but
     be are was were been have has had do does did can could should would will must may might need let lets let's don't it's
-    of to on at by what which how why when where who there here now also just very some any each every both more most
+    of to on at by what which how why when where who there here now also just very some both more most
     maybe perhaps actually wait okay ok yes well hmm again finally firstly obviously clearly instead
-    solve solving calculate calculating compute prove assume suppose consider check verify think know want try use using
-    make means equals equation problem question solution answer triangle number numbers formula method approach
-    """.split()
-)
+    solve solving calculate calculating compute prove assume suppose consider verify think know want use using
+    means equals equation problem question answer triangle formula
+"""
+"""English words that are seldom names of variables or programs. Python's keywords are not here: 用 for 循环."""
+_FUNCTIONS, _COMMON, _LETTERS = frozenset(FUNCTIONS.split()), frozenset(COMMON.split()), frozenset(("a", "A", "I"))
 
 
 class Words(NamedTuple):

@@ -34,15 +34,15 @@ BUILT_IN = {
 
 
 def load(name: str) -> Callable:
-    """The reward that ``name`` stands for: a built-in, ``pkg.mod:f``, or ``path/file.py:f``; then perhaps options, a JSON object
-    of keyword arguments: ``overlong{"max_tokens":20480,"buffer":4096}``.
+    """The reward that ``name`` stands for: a built-in, ``pkg.mod:f``, or ``path/file.py:f``; then perhaps options, keyword
+    arguments as a JSON object: ``overlong{"max_tokens":20480,"buffer":4096}``.
 
     A reward that needs something of the machine or of its options has an attribute ``ready``: a function of the options that
     raises ValueError where it is missing.
 
     Raises:
-      ValueError: there is no such reward, its module cannot be imported, an option is unknown, missing or of another type, or it
-        is not ready; one line.
+      ValueError: there is no such reward, its module cannot be imported, an option is unknown, missing or of another type, or
+        it is not ready; one line.
     """
     bare, options = split_options(name)
     module_name, colon, attribute = BUILT_IN.get(bare, bare).rpartition(":")
@@ -74,11 +74,9 @@ def split_options(name: str) -> tuple[str, dict]:
     Raises:
       ValueError: what follows NAME is no JSON object; one line.
     """
-    if not name.endswith("}"):
-        return name, {}
     bare, brace, rest = name.partition("{")
     try:
-        return bare, json.loads(brace + rest)
+        return bare, json.loads(brace + rest) if brace else {}
     except json.JSONDecodeError as e:
         raise ValueError(f'reward {name!r}: its options are not JSON, {e.msg}; write them as {bare}{{"option":1}}') from e
 
@@ -97,7 +95,9 @@ def _checked(function: Callable, options: dict[str, Any]) -> dict[str, Any]:
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     unknown = [] if takes_any else [key for key in options if key not in named]
     if unknown:
-        raise ValueError(f"it has no option {unknown[0]!r}; " + (f"its options are {', '.join(named)}" if named else "it has none"))
+        raise ValueError(
+            f"it has no option {unknown[0]!r}; " + (f"its options are {', '.join(named)}" if named else "it has none")
+        )
     if missing := [key for key, p in named.items() if p.default is p.empty and key not in options]:
         raise ValueError(f"it needs the option {missing[0]!r}; write it as NAME{{{json.dumps(missing[0])}:...}}")
     hints = typing.get_type_hints(function) if options else {}
