@@ -73,6 +73,13 @@ def evaluate(args: Sequence[str]) -> int:
     return evaluate(command)
 
 
+def reward(args: Sequence[str]) -> int:
+    command = parse(commands.Reward, args, "r1jax reward")
+    from r1jax.eval.reward import reward
+
+    return reward(command)
+
+
 def export(args: Sequence[str]) -> int:
     command = parse(commands.Export, args, "r1jax export")
     start_distributed()
@@ -148,6 +155,7 @@ COMMANDS: Commands = {
     "chat": (commands.Chat, chat),
     "score": (commands.Score, score),
     "eval": (commands.Evaluate, evaluate),
+    "reward": (commands.Reward, reward),
     "export": (commands.Export, export),
     "samples": (commands.Samples, samples),
     "data": (commands.Data, data),

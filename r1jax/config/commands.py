@@ -10,6 +10,7 @@ from r1jax.config.base import ConfigError
 from r1jax.config.mesh import Mesh
 from r1jax.config.model import DType
 from r1jax.config.rollout import Sampling
+from r1jax.config.train import Workers
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,29 @@ class Evaluate(Answering):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reward:
+    """Score the answers in a file with the rewards of training."""
+
+    rewards: tuple[str, ...]
+    """Names: built-ins, ``pkg.mod:f`` or ``file.py:f``. A reward's options may follow as a JSON object:
+    ``language{"target":"zh"}``."""
+    data: Path
+    """JSONL rows that hold ``prompt``, ``completion`` (the assistant's whole turn), and what the rewards look at: mostly
+    ``answer``."""
+    out: Path
+    """JSONL to write: the rows in their order, each with ``rewards`` {name: value} and ``status`` {name: status}."""
+    explain: bool = False
+    """Write ``why`` {name: text} too: what was compared, or what went wrong."""
+    workers: Workers = field(default_factory=Workers)
+
+    def __post_init__(self):
+        if not self.rewards:
+            raise ConfigError("--rewards is empty; name at least one")
+        if twice := {name for name in self.rewards if self.rewards.count(name) > 1}:
+            raise ConfigError(f"--rewards names {min(twice)} twice; name it once")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export(OfModel):
     """Write a model as a Hugging Face directory or a GGUF file, for other engines."""
 
@@ -220,8 +244,9 @@ class OfRows:
     """What every command that reads rows asks for."""
 
     data: str
-    """A .jsonl, .parquet or .array_record file or a folder of them, here or on gs://; a data set on the Hub, org/name[@REVISION],
-    or a known one by name. Options of a source of files may follow as a JSON object: ``openai/gsm8k{"config":"main"}``."""
+    """A .jsonl, .parquet or .array_record file or a folder of them, here or on gs://; a data set on the Hub,
+    org/name[@revision]; or a known one by name. The options of a source of files may follow as a JSON object:
+    ``openai/gsm8k{"config":"main"}``."""
     split: str = "train"
 
 
