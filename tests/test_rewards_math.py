@@ -178,7 +178,8 @@ MATH = {
         ("√(x+1)", r"\sqrt{x+1}", 1), ("½x", "x/2", 1), ("x₁", "x_1", 1), ("πr²", r"\pi r^2", 1), ("2×3", "6", 1),
     ],
     "dozens and millions": [
-        ("4000000", "4 million", 1), ("24", "2 dozen", 1), ("24 eggs", "2 dozen eggs", 1),
+        ("4000000", "4 million", 1), ("24", "2 dozen", 1), ("4000", "4 thousand", 1),
+        ("4 billion", "4e9", 1), ("24 eggs", "2 dozen eggs", 1),
         ("4", r"4\text{ million}", 0), (r"\sqrt2", r"\sqrt2\text{ million}", 0), ("4", "4 million", 0), ("4 million", "4", 0),
         ("4", "4 dozen", 0), ("4", "4 thousand", 0),
     ],
@@ -244,6 +245,12 @@ def test_decided_turns(turn, gold, value):
 def test_delimiters_change_no_decision(topic, turn):
     for gold, answer, value in MATH[topic]:
         assert accuracy("", turn.replace("ANSWER", answer), {"answer": gold}).value == value, (gold, answer)
+
+
+def test_an_answer_of_any_length_takes_little_time():
+    start = time.process_time()
+    assert accuracy("", ". " * 500_000, {"answer": "412"}).value == 0.0
+    assert time.process_time() - start < 1.0
 
 
 def test_hostile_answers_cost_no_honest_one_anything():

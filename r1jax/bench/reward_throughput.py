@@ -1,4 +1,4 @@
-"""What hostile answers cost: ``python -m r1jax.bench.reward_throughput [--answers 2000] [--rounds 5] [--workers 2]``.
+"""What hostile answers cost: ``python -m r1jax.bench.reward_throughput [--answers 2000]``.
 
 Scores batches of answers with the reward ``accuracy``, in turn without and with 1 % hostile ones among them, and prints the
 medians of answers per second and their ratio. One honest answer in 20 is a formula, which math-verify compares; one
@@ -7,8 +7,9 @@ in seven is wrong.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from r1jax.config import Workers
 from r1jax.rewards import Item, Pool
 
 HOSTILE_SHARE = 0.01
+ROUNDS = 5
+"""Batches of each sort."""
 GOLD = r"\sqrt{7}+x"
 """Of the hostile answers: no plain number, so that they reach whatever compares formulas."""
 HOSTILE = {
@@ -101,28 +104,31 @@ def items(count: int, hostile: Sequence[str]) -> tuple[list[Item], list[float | 
     """``count`` answers with the hostile ones spread evenly among them, and the value of each; None for a hostile one."""
     made, values = [], []
     places = {round((k + 0.5) * count / len(hostile)): answer for k, answer in enumerate(hostile)}
+    numbers = itertools.count()
     for i in range(count):
-        answer, gold, value = (places[i], GOLD, None) if i in places else honest(i)
+        answer, gold, value = (places[i], GOLD, None) if i in places else honest(next(numbers))
         made.append(Item("", f"<think>So be it.</think> {answer}", {"answer": gold}, ("accuracy",)))
         values.append(value)
     return made, values
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m r1jax.bench.reward_throughput", description=__doc__.partition("\n")[0])
-    parser.add_argument("--answers", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args(arguments)
+def main(arguments: Sequence[str]) -> None:
+    match arguments:
+        case []:
+            answers = 2000
+        case ["--answers", number]:
+            answers = int(number)
+        case _:
+            raise SystemExit(__doc__.partition("\n")[0])
     kinds = list(HOSTILE.values())
-    each = max(1, round(options.answers * HOSTILE_SHARE))
+    each = max(1, round(answers * HOSTILE_SHARE))
     speeds: dict[bool, list[float]] = {False: [], True: []}
     statuses: dict[str, int] = {}
-    with Pool(Workers(count=options.workers)) as pool:
+    with Pool(Workers(count=2)) as pool:
         pool.score(items(200, [])[0])  # the workers have imported what they need
-        for turn in range(2 * options.rounds):
+        for turn in range(2 * ROUNDS):
             hostile = [kinds[((turn // 2) * each + k) % len(kinds)] for k in range(each)] if turn % 2 else []
-            batch, values = items(options.answers, hostile)
+            batch, values = items(answers, hostile)
             start = time.perf_counter()
             scores = [score["accuracy"] for score in pool.score(batch)]
             speeds[bool(hostile)].append(len(batch) / (time.perf_counter() - start))
@@ -134,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     statuses[score.status] = statuses.get(score.status, 0) + 1
     without, among = (statistics.median(speeds[kind]) for kind in (False, True))
     print(f"without hostile answers      {without:8.0f} answers/s   ({_spread(speeds[False])})")
-    print(f"with {each} of {options.answers} hostile       {among:8.0f} answers/s   ({_spread(speeds[True])})")
+    print(f"with {each} of {answers} hostile       {among:8.0f} answers/s   ({_spread(speeds[True])})")
     print(f"ratio of the medians         {among / without:8.2f}   (0.70 or more is wanted)")
     print("the hostile ones ended as    " + ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items())))
 
@@ -144,4 +150,4 @@ def _spread(speeds: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

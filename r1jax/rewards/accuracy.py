@@ -17,8 +17,6 @@ from r1jax.rewards.slow_import import slow_import
 
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_MARKED = re.compile(r"\\(?:text|mathrm|textrm|mbox) ?\{([^{}]*)\}")
-_CONNECTIVES = frozenset({"or", "and", "if"})
 _IDLE_SPACE = re.compile(r"(?<!\d)\s|\s(?!\d)")
 _ASSIGNMENT = re.compile(r"[A-Za-z](?:_(?:\w|\{\w+\}))?\s*=\s*(?=[^=]+$)")
 _DECIMALS = 12
@@ -29,7 +27,8 @@ def accuracy(prompt: Any, completion: str, row: dict) -> Score:
     """1 if the final answer (``extract.final_answer``) equals ``row["answer"]``, a string or a number; else 0.
 
     Numbers are compared exactly: 0.5 is 1/2 and 50%, 0.333333 is not 1/3, 50 is not 50%. A unit that only one side writes is
-    ignored; two different units differ. What is not a plain number is compared by math-verify.
+    ignored; two different units differ. What is not a plain number is compared by math-verify. Every rule stands in the README
+    of this folder, and examples of each in ``tests/test_rewards_math.py``.
 
     Raises:
       ValueError: the row's answer cannot be compared with.
@@ -76,7 +75,7 @@ def _equal(answer: str, expected: str) -> tuple[bool, str]:
         return False, " (another unit)"
     if _is_prose(theirs):
         return ours.casefold() == theirs.casefold(), ""
-    if _is_prose(ours) or _marked_words(ours) != _marked_words(theirs):
+    if _is_prose(ours):
         return False, " (not compared: words, not a formula)"
     if None not in (brackets := {_brackets(ours), _brackets(theirs)}) and len(brackets) > 1:
         return False, " (other brackets)"
@@ -89,12 +88,6 @@ def _equal(answer: str, expected: str) -> tuple[bool, str]:
 
 def _is_prose(text: str) -> bool:
     return len(_WORD.findall(text)) >= 3
-
-
-def _marked_words(text: str) -> list[str]:
-    """The words that LaTeX marks as text, without those that join formulas: the parser would drop them."""
-    words = " ".join(_MARKED.findall(text)).lower().split()
-    return [word for word in words if len(word) > 1 and word not in _CONNECTIVES]
 
 
 def _brackets(text: str) -> str | None:
