@@ -1,6 +1,7 @@
 """Preflight stops runs that could not learn and lets the others through; the dry run shows and writes nothing."""
 
 import contextlib
+import re
 import sys
 import textwrap
 from types import SimpleNamespace
@@ -75,6 +76,8 @@ def work(pool, answer, *, rows=None, rewards=None, group=4, **settings):
     )  # fmt: skip
 
 
+SHORT = 'overlong{"max_tokens":1000,"buffer":1000}'
+
 # -- Signal
 
 
@@ -145,6 +148,31 @@ def test_the_gold_answer_is_right_and_keeps_the_format(prefill):
     assert gold.startswith(prefill) and accuracy("?", gold, row).value == format("?", gold, row).value == 1
     own = {**row, "gold": "<think>so</think><answer>x*x</answer>"}
     assert preflight.gold_answer(own, prefill) == own["gold"]
+
+
+def test_the_gold_answer_is_right_by_the_other_rewards_of_correctness(pool):
+    rows = [
+        {"answer": "B", "options": ["x", "y"]},
+        {"answer": 1, "options": ["x", "y"]},
+        {"answer": ["2", "two"]},
+        {"answer": 3.5},
+    ]
+    rewards = ("choice", "choice", 'exact{"ignore_case":true}', "numeric")
+    for row, reward in zip(rows, rewards, strict=True):
+        right = {"prompt": "?", "source": "sums", **row}
+        preflight.check(work(pool, lambda q, k: RIGHT if k else BARE, rows=[right], rewards={reward: 1.0, SHORT: 0.1}))
+        wrong = work(pool, lambda q, k: RIGHT, rows=[{**right, "gold": "<think>no</think> zero"}], rewards={reward: 1.0})
+        with pytest.raises(GuardStop, match=f"reward {re.escape(reward)} gives 0 to the gold answer '<think>no"):
+            preflight.check(wrong)
+
+
+def test_gold_and_sampled_answers_have_their_tokens(pool):
+    w = work(pool, lambda question, k: RIGHT if k else BARE, rewards={"accuracy": 1.0, SHORT: 1.0})
+    preflight.check(w)
+    gold = BYTES.encode(preflight.gold_answer({"answer": "7"}, "<think>").removeprefix("<think>"))
+    assert f"accuracy 1, {SHORT} {-len(gold) / 1000:.3g}" in w.notes[0] and f"accuracy 0, {SHORT} 0" in w.notes[1]
+    (*_, (_, _, scores, _)) = w.shown
+    assert scores[SHORT][1] == f"{len(BYTES.encode(BARE)) + 1} tokens"  # with its end token, without the prefill
 
 
 def test_a_gold_answer_after_an_empty_thought_and_one_that_there_is_not():

@@ -17,6 +17,7 @@ from r1jax import config
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.rewards import Item, Pool, Score, total
+from r1jax.rewards.tokens import TOKENS
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, Trajectories
 
@@ -101,11 +102,15 @@ def take(
     return found, cursor, cursor - start - count
 
 
+def sampled_ids(t: Trajectories) -> list[list[int]]:
+    """Each answer's tokens, its end token included."""
+    return [row[start:end].tolist() for row, start, end in zip(t.tokens, t.prompt_length, t.length, strict=True)]
+
+
 def texts(asked: Sequence[Question], t: Trajectories, tokenizer: Tokenizer) -> list[str]:
     """The assistant's whole turn of each answer: prefill and sampled text, without the end token."""
     out = []
-    for i, question in enumerate(asked):
-        ids = t.tokens[i, t.prompt_length[i] : t.length[i]].tolist()
+    for i, (question, ids) in enumerate(zip(asked, sampled_ids(t), strict=True)):
         if ids and FINISH[int(t.finish[i])] == "stop":
             ids = ids[:-1]
         out.append(question.prefill + tokenizer.decode(ids))
@@ -125,11 +130,15 @@ class Scoring:
         self._count = 0
         self._parts: list[Future[list[dict[str, Score]]]] = []
 
-    def submit(self, asked: Sequence[Question], completions: Sequence[str]) -> None:
-        """Starts scoring answers; waits while ``workers.queue`` of them are under way."""
+    def submit(self, asked: Sequence[Question], completions: Sequence[str], tokens: Sequence[list[int]]) -> None:
+        """Starts scoring answers; waits while ``workers.queue`` of them are under way.
+
+        Args:
+          tokens: each answer's ids without its prefill, which rewards find in the row.
+        """
         items = [
-            Item(q.row["prompt"], text, q.row, tuple(self.weights[q.row["source"]]))
-            for q, text in zip(asked, completions, strict=True)
+            Item(q.row["prompt"], text, {**q.row, TOKENS: ids}, tuple(self.weights[q.row["source"]]))
+            for q, text, ids in zip(asked, completions, tokens, strict=True)
         ]
         mine = items[(jax.process_index() - self._count) % jax.process_count() :: jax.process_count()]
         self._count += len(items)
@@ -217,7 +226,7 @@ def sample(
         theirs = each[len(completions) : len(completions) + len(part.length)]
         new = texts(theirs, part, tokenizer)
         completions.extend(new)
-        scoring.submit(theirs, new)
+        scoring.submit(theirs, new, sampled_ids(part))
         progress(len(new), int((part.length - part.prompt_length).sum()))
 
     t = sampler.generate(

@@ -90,8 +90,8 @@ def _named(phrase: str, options: list[str]) -> int | None:
     if len(phrase) > max(map(len, options)) + LONGER:
         return None
     phrase = clean(phrase)
-    if match := _ALONE.fullmatch(phrase):
-        return _index(match[1], options)
+    if (match := _ALONE.fullmatch(phrase)) and (alone := _index(match[1], options)) is not None:
+        return alone
     if (found := _by_text(phrase, options)) is not None:
         return found
     if (match := _LED.fullmatch(phrase)) is None or (led := _index(match[1], options)) is None:

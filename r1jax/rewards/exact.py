@@ -33,7 +33,7 @@ def exact(prompt: Any, completion: str, row: dict, *, ignore_case: bool = False)
 
 
 def numeric(prompt: Any, completion: str, row: dict, *, rel_tol: float = 1e-4, abs_tol: float = 0.0) -> Score:
-    """1 if the number in the final answer is within ``abs_tol`` or ``rel_tol`` x |``row["answer"]``| of ``row["answer"]``; else 0.
+    """1 if the number in the final answer is within ``abs_tol``, or ``rel_tol`` times the answer's size, of ``row["answer"]``.
 
     The final answer (``extract.final_answer``) is a number as ``accuracy`` reads it, or else the last number in it counts.
     Units are not compared; 50% is 0.5.

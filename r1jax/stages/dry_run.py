@@ -14,6 +14,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
 from r1jax.observe.text import printable, shorten
 from r1jax.rewards import Item, Pool
+from r1jax.rewards.tokens import TOKENS
 from r1jax.stages.preflight import gold_answer
 from r1jax.stages.prepare import Prepared, prepare_all
 
@@ -41,7 +42,7 @@ def show(console: Console, title: str, found: Prepared) -> None:
         show_question(console, stage, found.mixture, found.template)
     else:
         show_packed_row(console, stage, found.mixture, found.template, found.tokenizer)
-    show_rewards(console, stage, found.mixture[0], found.template)
+    show_rewards(console, stage, found.mixture[0], found.template, found.tokenizer)
 
 
 def show_question(console: Console, stage: GRPO, mixture: Mixture, template: Template) -> None:
@@ -68,16 +69,18 @@ def show_packed_row(console: Console, stage: SFT, mixture: Mixture, template: Te
     quote(console, tokenizer.decode(batch.tokens[0, 0][filled[0, 0]]))
 
 
-def show_rewards(console: Console, stage: Stage, row: dict, template: Template) -> None:
+def show_rewards(console: Console, stage: Stage, row: dict, template: Template, tokenizer: Tokenizer) -> None:
     """Loads every reward, and shows what the gold answer of a row earns."""
     names = {s.name: tuple(s.rewards) for s in (*stage.sources, *stage.eval.sources)}
     with Pool(stage.workers) as pool:
         pool.check([name for by_source in names.values() for name in by_source])
-        gold = gold_answer(row, template.render(row["prompt"]).prefill)
+        prefill = template.render(row["prompt"]).prefill
+        gold = gold_answer(row, prefill)
         if gold is None:
             console.print("the first row has no answer, so no gold answer can be scored")
             return
-        (scores,) = pool.score([Item(row["prompt"], gold, row, names[row["source"]])])
+        with_tokens = {**row, TOKENS: tokenizer.encode(gold.removeprefix(prefill))}
+        (scores,) = pool.score([Item(row["prompt"], gold, with_tokens, names[row["source"]])])
     console.print("a gold answer and its rewards:")
     quote(console, gold)
     for name, score in scores.items():
@@ -88,4 +91,3 @@ def show_rewards(console: Console, stage: Stage, row: dict, template: Template) 
 def quote(console: Console, text: str) -> None:
     for line in shorten(printable(text), TEXT_LIMIT, TEXT_LINES).split("\n"):
         console.print(f"  | {line}")
-

@@ -11,13 +11,14 @@ from r1jax.config.base import GuardStop
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.rewards import Score
+from r1jax.rewards.load import split_options
 from r1jax.stages.evaluation import correct
 from r1jax.stages.workspace import Workspace
 
 ROUND = 2**31 - 2  # training counts its rounds from 0, and evaluation has the last one
 GOLD_ROWS = 16
 ANSWERS, MORE_ANSWERS = 64, 256
-CORRECTNESS = ("accuracy", "reasoning_gym")  # of these it is known what they have to say
+CORRECTNESS = ("accuracy", "choice", "exact", "numeric", "reasoning_gym")  # of these it is known what they have to say
 SKIP = "--no-preflight (in a pipeline --STAGE.no-preflight) leaves this check out"
 
 
@@ -58,10 +59,14 @@ def gold_answer(row: dict, prefill: str) -> str | None:
         return row["gold"]
     if row["answer"] is None:
         return None
-    answer = f"<answer>{row['answer']}</answer>"
+    answer = row["answer"]
+    if isinstance(answer, list) and answer:  # any of them is right
+        answer = answer[0]
+    if isinstance(answer, int) and isinstance(row.get("options"), list) and 0 <= answer < len(row["options"]):
+        answer = row["options"][answer]
     if "</think>" in prefill:
-        return prefill + answer
-    return f"{prefill or '<think>'}It is {row['answer']}. </think> {answer}"
+        return f"{prefill}<answer>{answer}</answer>"
+    return f"{prefill or '<think>'}It is {answer}. </think> <answer>{answer}</answer>"
 
 
 def check_rewards(work: Workspace, asked: list[Question]) -> None:
@@ -85,15 +90,16 @@ def check_rewards(work: Workspace, asked: list[Question]) -> None:
 
 def score(work: Workspace, asked: list[Question], completions: list[str]) -> list[dict[str, Score]]:
     scoring = asking.Scoring(work.pool, work.weights)
-    scoring.submit(asked, completions)
+    tokens = [work.tokenizer.encode(text.removeprefix(q.prefill)) for q, text in zip(asked, completions, strict=True)]
+    scoring.submit(asked, completions, tokens)
     return scoring.scores()
 
 
 def judge(question: Question, completion: str, scores: dict[str, Score], *, right: bool) -> None:
-    for name in CORRECTNESS:
-        if name not in scores or scores[name].value == (1.0 if right else 0.0) and scores[name].status == "ok":
+    for name, score in scores.items():
+        known = split_options(name)[0] in CORRECTNESS
+        if not known or (score.value == (1.0 if right else 0.0) and score.status == "ok"):
             continue
-        score = scores[name]
         failed = "" if score.status == "ok" else f" ({score.status})"
         advice = (
             "correct the row's 'answer', give it a 'gold' completion, or choose a reward that fits"
