@@ -249,8 +249,8 @@ def test_delimiters_change_no_decision(topic, turn):
 
 def test_an_answer_of_any_length_takes_little_time():
     start = time.process_time()
-    assert accuracy("", ". " * 500_000, {"answer": "412"}).value == 0.0
-    assert time.process_time() - start < 1.0
+    assert accuracy("", "a. " * 2_000_000, {"answer": "412"}).value == 0.0
+    assert time.process_time() - start < 0.5
 
 
 def test_hostile_answers_cost_no_honest_one_anything():
