@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,5 +44,15 @@ def open_jsonl(path: Path) -> Iterator[TextIO]:
 
 
 def write_row(file: TextIO, row: dict[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """
+    Raises:
+      ConfigError: the row holds what JSON cannot, such as an image. Dates become text.
+    """
+    file.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
     file.flush()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise ConfigError(f"a row holds {value!r:.60}, of type {type(value).__name__}, which JSON cannot; leave that column out")
