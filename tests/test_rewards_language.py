@@ -132,6 +132,7 @@ def test_the_target_is_the_option_else_the_rows_else_the_prompts_else_the_though
 def test_a_single_latin_word_is_a_name_in_chinese_and_a_word_in_english():
     assert count_words("然后 sketch 出来") == Words(0, 4 / 1.6, 0)  # the known limit: it is no common word
     assert count_words("然后 therefore 出来") == Words(1, 4 / 1.6, 0) == count_words("然后 Therefore 出来")
+    assert count_words("先做 This **is** it 然后再做下一步").en == 3
     assert count_words("We know how to do it: sketch = 3").en == 7
     assert count_words("I see a dog") == Words(4, 0, 0) and count_words("a + I") == Words(0, 0, 0)
 

@@ -76,13 +76,12 @@ def _right(row: dict, options: list[str]) -> int:
 
 
 def _chosen(answer: str, options: list[str]) -> int | None:
-    lines = [line for line in answer.splitlines() if line.strip()]
-    if len(lines) == 1 and (found := _named(answer, options)) is not None:
+    if (found := _named(answer, options)) is not None:
         return found
     if stated := list(_STATED.finditer(answer)):
         rest = answer[stated[-1].end() :].partition("\n")[0]
         return _first(rest, options) if (found := _named(rest, options)) is None else found
-    return _named(lines[-1], options) if lines else None
+    return _named(answer.splitlines()[-1], options)
 
 
 def _named(phrase: str, options: list[str]) -> int | None:

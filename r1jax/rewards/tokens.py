@@ -20,8 +20,7 @@ def overlong(prompt: Any, completion: str, row: dict, *, max_tokens: int, buffer
     DAPO: ``max_tokens`` 20480, ``buffer`` 4096. Its accuracy reward is 1 or -1; ours is 1 or 0.
     """
     count = len(_tokens(row))
-    over = count - (max_tokens - buffer)
-    return Score(-min(max(over / buffer, 0.0), 1.0), why=f"{count} tokens")
+    return Score(min(0.0, max(-1.0, (max_tokens - buffer - count) / buffer)), why=f"{count} tokens")
 
 
 def repetition(prompt: Any, completion: str, row: dict, *, n: int = 20) -> Score:
