@@ -31,7 +31,8 @@ class Source:
     options: dict[str, Any] = field(default_factory=dict)
     """Of files, the fields of ``FileOptions``; else passed on to the source: a task's difficulty, a size, a seed."""
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    """Reward name -> weight; the total is the weighted sum. A name is a built-in, ``pkg.mod:f`` or ``path/file.py:f``."""
+    """Reward name -> weight; the total is the weighted sum. A name is a built-in, ``pkg.mod:f`` or ``path/file.py:f``, and its
+    options may follow as JSON: ``format{"style":"r1"}``. ``rewards.compose`` has the sums of R1's stages."""
 
     def __post_init__(self):
         if self.weight < 0:
