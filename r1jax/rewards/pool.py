@@ -104,7 +104,7 @@ class Pool:
           ValueError: as ``score``.
         """
         left, waiting = iter(items), deque()
-        size = min(self._queue, 4 * CHUNK * len(self._feeders))
+        size = max(1, min(self._queue // 4, 4 * CHUNK * len(self._feeders)))
         while part := list(itertools.islice(left, size)):
             waiting.append(self.submit(part))
             if len(waiting) == self._queue // size:
@@ -118,7 +118,6 @@ class Pool:
             if self._closed:
                 return
             self._closed = True
-            self._room.notify_all()
             for _ in self._feeders:
                 self._tasks.put(None)
         for feeder in self._feeders:
