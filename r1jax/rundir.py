@@ -23,7 +23,8 @@ from typing import Any, Literal, TextIO
 
 from r1jax import config
 
-COMMITS = "commits"
+FOUND = ("commits", "digests")
+"""What ``record`` adds to a config."""
 _LOCK = ".lock"
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -64,9 +65,15 @@ class RunDir:
         file = self.path / "finished.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def record(self, commits: dict[str, str]) -> None:
-        """Writes into config.json, as ``commits``, what names on the Hub stood for. No setting: a resumed run may find others."""
-        _write(self.path / "config.json", {**self.config, COMMITS: commits})
+    def record(self, commits: dict[str, str], digests: dict[str, str]) -> None:
+        """Writes into config.json what was found behind the names in it. No settings: a resumed run may find others.
+
+        Args:
+          commits: what names on the Hub stood for; left out if there are none.
+          digests: of the rows of each source.
+        """
+        found = zip(FOUND, (commits, digests), strict=True)
+        _write(self.path / "config.json", self.config | {name: values for name, values in found if values})
 
     def finish(self, step: int) -> None:
         """Marks the run as done with its last step."""
@@ -123,7 +130,7 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
     except OSError as error:
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
     old = _read_config(path)
-    changes = config.diff({name: value for name, value in old.items() if name != COMMITS}, config_json)
+    changes = config.diff({name: value for name, value in old.items() if name not in FOUND}, config_json)
     if refused := [c for c in changes if not _is_safe(c[0], config_json, safe) and _has_saved(path, c[0], old)]:
         lock.close()
         raise config.ConfigError(

@@ -138,11 +138,15 @@ def test_a_finished_run_is_unfinished_by_more_steps_only(path):
     run.close()
 
 
-def test_commits_are_kept_in_the_config_and_are_no_setting(path):
+def test_what_was_found_is_kept_in_the_config_and_is_no_setting(path):
     run = rundir.open_or_resume(path, STAGE)
-    run.record({"init": "a" * 40})
+    run.record({}, {"sources.a": "sha256:1"})
+    assert json.loads((path / "config.json").read_text()) == {**STAGE, "digests": {"sources.a": "sha256:1"}}
+    run.record({"init": "a" * 40}, {"sources.a": "sha256:2"})
     run.close()
-    assert json.loads((path / "config.json").read_text()) == {**STAGE, "commits": {"init": "a" * 40}}
+    assert json.loads((path / "config.json").read_text()) == {
+        **STAGE, "commits": {"init": "a" * 40}, "digests": {"sources.a": "sha256:2"},
+    }
     rundir.open_or_resume(path, STAGE).close()
 
 

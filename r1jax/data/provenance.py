@@ -1,16 +1,17 @@
 """``r1jax data provenance``: where rows come from, and which of them a language model signed.
 
-A manifest is TOML or JSON, and says of the rows of each source, or by default of all:
+A manifest is TOML or JSON:
 
-    [default]
-    licence = "MIT"
+    [default]                     # rows without a field ``source``
+    source = "our own"
+    licence = "CC0-1.0"
 
-    [sources."openai/gsm8k"]          # rows whose field ``source`` is this
+    [sources."openai/gsm8k"]      # rows whose ``source`` this is
     licence = "MIT"
-    date = 2021-10-27                 # YYYY, YYYY-MM or YYYY-MM-DD
+    date = 2021-10-27             # YYYY, YYYY-MM or YYYY-MM-DD
 
 What a row itself says (``source``, ``licence`` or ``license``, ``date``; or the same within ``provenance``, where an earlier
-pass wrote it) goes before its source's section, and that before the default.
+pass wrote it) goes before the manifest. What neither says is unknown, and counted.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def origin(row: dict, manifest: Manifest) -> dict[str, str]:
     for part in (row, earlier if isinstance(earlier, dict) else {}):
         said = {_SPELLINGS.get(name, name): part.get(name) for name in (*_SPELLINGS, *FIELDS) if part.get(name)}
         own |= {field: _text(value) for field, value in said.items() if value != UNKNOWN}
-    section = manifest.sources.get(own.get("source", manifest.default.get("source")), {})
-    return dict.fromkeys(FIELDS, UNKNOWN) | manifest.default | section | own
+    section = manifest.sources.get(own["source"], {}) if "source" in own else manifest.default
+    return dict.fromkeys(FIELDS, UNKNOWN) | section | own
 
 
 def beside(files: list[Path]) -> Path | None:

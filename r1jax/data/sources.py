@@ -104,6 +104,12 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def identity(self) -> str:
+        """``sha256:`` and the digest of the files; of rows that code makes, ``rows:`` and a hash of their number and eight of
+        them."""
+        return f"sha256:{self.digest}" if self.digest else f"rows:{_hash([len(self), _probes(self)])}"
+
     def __getitem__(self, index: int | slice) -> dict | list[dict]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.length))]
@@ -160,10 +166,14 @@ class Mixture:
 
 
 def _identity(source: Source, rows: Sequence[dict]) -> Any:
-    probes = sorted({i * (len(rows) - 1) // 7 for i in range(8)})
     content = rows.digest if isinstance(rows, Rows) else ""
     chosen = [source.name, source.weight, source.split, source.options, source.pass_rate, source.order]
-    return [*chosen, len(rows), content, [_json(rows[i]) for i in probes]]
+    return [*chosen, len(rows), content, _probes(rows)]
+
+
+def _probes(rows: Sequence[dict]) -> list[str]:
+    """Eight rows, or all, from the first to the last."""
+    return [_json(rows[i]) for i in sorted({i * (len(rows) - 1) // 7 for i in range(8)})]
 
 
 def _easy_first(source: Source, rows: Sequence[dict], seed: int) -> list[int]:

@@ -39,6 +39,8 @@ class Prepared:
     """What each export writes; None: there is none."""
     commits: dict[str, str]
     """``init`` and ``sources.NAME`` that are names on the Hub -> the commit that they stood for."""
+    digests: dict[str, str]
+    """``sources.NAME``, and ``eval.sources.NAME`` of the evaluation -> ``data.sources.Rows.identity``."""
 
 
 def prepare_all(settings: Stage | Pipeline, name: str) -> dict[str, Prepared]:
@@ -66,13 +68,16 @@ def prepare(stage: Stage, planned: Mapping[str, loading.Opened] = MappingProxyTy
     found, template, text = find_text(stage, model, opened)
     loaded = [(s, sources.load(s)) for s in stage.sources]
     mixture = Mixture(loaded, stage.seed)
-    rows = held_out_rows(stage)
+    evaluated = held_out(stage)
+    rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
     needed = memory.table(stage, model, mesh)
     memory.check(needed, stage, model, mesh)
     export = plan_export(stage.export, model, text, found, opened) if stage.export.every else None
     commits = {"init": opened and opened.commit} | {f"sources.{s.name}": r.commit for s, r in loaded}
     commits = {place: commit for place, commit in commits.items() if commit is not None}
-    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits)
+    parts = (("sources", loaded), ("eval.sources", evaluated))
+    digests = {f"{place}.{s.name}": r.identity for place, part in parts for s, r in part}
+    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests)
 
 
 def find_model(
@@ -120,13 +125,12 @@ def find_text(
     return found, Template(text, found), text
 
 
-def held_out_rows(stage: Stage) -> list[dict]:
-    """The problems of the evaluation: ``eval.sources``, or the test split of the sources it trains on."""
+def held_out(stage: Stage) -> list[tuple[config.Source, sources.Rows]]:
+    """Where the problems of the evaluation come from: ``eval.sources``, or the test split of the sources it trains on."""
     if not stage.eval.every:
         return []
     chosen = stage.eval.sources or tuple(s for s in stage.sources if s.weight > 0)
-    loaded = [sources.load(s, held_out=not stage.eval.sources) for s in chosen]
-    return [rows[i] for rows in loaded for i in range(min(stage.eval.limit, len(rows)))]
+    return [(s, sources.load(s, held_out=not stage.eval.sources)) for s in chosen]
 
 
 def architecture_diff(asked: config.Model, found: config.Model) -> str:

@@ -149,8 +149,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         checkpoints = Checkpointer(run.checkpoints, keep=stage.checkpoint.keep)
         stack.callback(checkpoints.close)
         if main:
-            if found.commits:
-                run.record(found.commits)
+            run.record(found.commits, found.digests)
             loading.describe(run.path, model, found.text, tokenizer, found.opened and found.opened.origin)
         latest = checkpoints.latest()
         console = None if main else Console(file=io.StringIO())
