@@ -152,17 +152,17 @@ def extras() -> Iterator[Finding]:
 
 def sandbox() -> Iterator[Finding]:
     """bubblewrap has to be there and to be let: some containers and kernels forbid the namespaces it needs."""
-    fix = "rewards that run code need it: apt install bubblewrap, on a kernel that allows namespaces"
-    if not shutil.which("bwrap"):
-        yield Finding("sandbox", "bubblewrap is not installed", "note", fix)
-        return
-    command = ["bwrap", "--ro-bind", "/", "/", "--unshare-pid", "--unshare-net", "--die-with-parent", "true"]
-    tried = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    if tried.returncode:
-        reason = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
-        yield Finding("sandbox", f"bubblewrap does not start: {reason}", "note", fix)
+    from r1jax.rewards.code import compiler
+    from r1jax.rewards.code_blocker import blocker
+    from r1jax.rewards.sandbox import UNSAFE, mode
+
+    if mode() == "unsafe":
+        yield Finding("sandbox", f"{UNSAFE}=1: rewards run programs without one", "note", f"unset {UNSAFE} to contain them")
+    elif why := blocker():
+        found, _, fix = why.partition("; ")
+        yield Finding("sandbox", found, "note", f"the reward 'code' needs it: {fix}")
     else:
-        yield Finding("sandbox", "bubblewrap starts")
+        yield Finding("sandbox", f"bubblewrap contains programs ({mode()} mode); C++ compiler: {compiler() or 'none'}")
 
 
 def reach() -> Iterator[Finding]:
