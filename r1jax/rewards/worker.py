@@ -5,7 +5,7 @@ It reads requests from file descriptor IN and answers on OUT, one JSON value a l
     {"load": "accuracy"}                                    ->  null, or why it cannot be loaded
     {"id": 7, "rewards": ["accuracy", ...], "prompt": ..., "completion": ..., "row": {...}}
                                                             ->  [7, value, status, why] for each reward
-    "pause" and "resume" may come between: the reward is importing a library, and its clock stands still.
+    "pause" and "resume" may come between: the reward imports a library or runs a program in a sandbox; its clock stands still.
 
 What rewards print goes to stderr. SECONDS limit one reward of one answer, from inside by an alarm; the parent kills what the
 alarm cannot reach. GIB limits the address space.
