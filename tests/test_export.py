@@ -349,3 +349,30 @@ def test_tensors_of_odd_sizes_stay_on_their_grid(tmp_path, monkeypatch):
         header = json.loads(file.read(length))
     sizes = {"F8_E4M3": 1, "F32": 4, "BF16": 2}
     assert all((8 + length + header[n]["data_offsets"][0]) % sizes[dtypes[n]] == 0 for n in values)
+
+
+# -- Several processes
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_every_process_gathers_every_entry_also_when_the_first_fails(run, tmp_path, monkeypatch, process):
+    """As one of two processes would. A collective that the others do not take part in is waited for without end."""
+    _, model, weights = run
+    planned, gathered, gather = export.plan(model, None, "fp8"), [], export.gather
+
+    def count(params, entry):
+        gathered.append(entry.name)
+        return gather(params, entry)
+
+    def fail(*_):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(export, "gather", count)
+    monkeypatch.setattr(export.fp8, "quantize", fail)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(export.multihost_utils, "process_allgather", lambda mine: np.array([True, mine[()]]))
+    with pytest.raises(MemoryError if process == 0 else config.ConfigError, match="no memory|process 0 cannot write"):
+        export.write(planned, weights, tmp_path / "out")
+    assert gathered == [entry.name for entry, _ in planned.tensors]
+    assert not list(tmp_path.iterdir())

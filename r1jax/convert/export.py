@@ -146,7 +146,7 @@ def write(
                 planned.tokenizer.save(part)
             write_json(part / "config.json", planned.config)
 
-    write_once(write_pieces, pieces, out)
+    write_once(write_pieces, pieces, params, [entry for entry, _ in planned.tensors], out)
 
 
 def gather(params: Any, entry: names.Entry) -> list[np.ndarray]:
@@ -154,13 +154,15 @@ def gather(params: Any, entry: names.Entry) -> list[np.ndarray]:
     return [_fetch(_leaf(params, part), part.index) for part in entry.parts]
 
 
-def write_once(write: Callable[[list[Piece], int], None], pieces: list[Piece], out: Path) -> None:
-    """Calls ``write`` with the pieces and a number of threads, on the first process only: the others make their share of each
-    piece. A ConfigError is raised on all."""
+def write_once(
+    write: Callable[[list[Piece], int], None], pieces: list[Piece], params: Any, entries: list[names.Entry], out: Path
+) -> None:
+    """Calls ``write`` with the pieces and a number of threads, on the first process only: the others give their share of the
+    entries of which the pieces are made. If it raises, so do all."""
     if jax.process_count() == 1:
         write(pieces, 4)
     else:
-        _write_together(write, pieces, out)
+        _write_together(write, pieces, params, entries, out)
 
 
 def chat_template(text: config.Text, tokenizer: Tokenizer) -> str | None:
@@ -242,18 +244,20 @@ def _neighbouring(x: np.ndarray, part: names.Part, model: config.Model) -> np.nd
     return x[..., order]
 
 
-def _write_together(write: Callable[[list[Piece], int], None], pieces: list[Piece], out: Path) -> None:
-    """The first process writes. Making a piece is a collective: every process makes every one, in the same order, also when
-    the writing has failed."""
-    todo = iter(pieces)
+def _write_together(
+    write: Callable[[list[Piece], int], None], pieces: list[Piece], params: Any, entries: list[names.Entry], out: Path
+) -> None:
+    """The first process writes. To gather an entry is a collective: every process gathers every one, in the same order, also
+    when the writing has failed."""
+    todo = iter(zip(pieces, entries, strict=True))
     error = None
     if jax.process_index() == 0:
         try:
-            write([Piece(piece.tensors, lambda: next(todo).make()) for piece in pieces], 1)
-        except ConfigError as failed:
+            write([Piece(piece.tensors, lambda: next(todo)[0].make()) for piece in pieces], 1)
+        except Exception as failed:  # of any kind: the others wait for the next entry
             error = failed
-    for piece in todo:
-        piece.make()
+    for _, entry in todo:
+        gather(params, entry)
     if multihost_utils.process_allgather(np.array(error is not None)).any():
         raise error or ConfigError(f"process 0 cannot write {out}; it says why")
 

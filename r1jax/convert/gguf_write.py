@@ -90,7 +90,7 @@ def write(planned: Plan, params: Any, out: Path, progress: Callable[[int], objec
     """
     entries = [entry for entry, _, _ in planned.tensors]
     pieces = [Piece((Tensor(entry.name, "F32", entry.shape),), partial(_make, planned, params, entry)) for entry in entries]
-    write_once(lambda pieces, threads: _write(planned, pieces, out, progress), pieces, out)
+    write_once(lambda pieces, threads: _write(planned, pieces, out, progress), pieces, params, entries, out)
 
 
 def _write(planned: Plan, pieces: list[Piece], out: Path, progress: Callable[[int], object]) -> None:
