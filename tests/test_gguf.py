@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+from pathlib import Path
 
 import gguf
 import hf_reference
@@ -513,3 +514,8 @@ def test_the_real_model_says_the_same_from_every_format(tmp_path):
         answers.append([json.loads(line) for line in out.read_text().splitlines()])
     assert len(answers[0]) == 10 and len({answer["text"] for answer in answers[0]}) == 10
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_readme_names_every_quantisation_that_is_read():
+    readme = Path(ours.__file__).with_name("README.md").read_text()
+    assert f"llama.cpp's format: {', '.join(ours.KINDS)} |" in readme
