@@ -227,7 +227,9 @@ def test_fp8_is_deepseeks(tmp_path):
     assert said["quantization_config"] == {
         "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
     }  # fmt: skip
-    assert "quantization_config" not in export.plan(model, None, "bfloat16", said).config
+    unquantised = export.plan(model, None, None, said)  # what no --dtype is, as its help says
+    assert unquantised.dtype == "bfloat16" and "quantization_config" not in unquantised.config
+    assert export.plan(model, None, None, said | {"torch_dtype": "float16"}).dtype == "float32"
     named = export.plan(FAMILIES["Qwen3Moe"], None, "fp8").config["quantization_config"]["modules_to_not_convert"]
     assert named == ["lm_head", "model.layers.0.mlp.gate", "model.layers.1.mlp.gate"]
 

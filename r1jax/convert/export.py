@@ -67,8 +67,8 @@ def plan(
 
     Args:
       tokenizer: None where the weights came without one.
-      dtype: None is the origin's, or without one the model's ``param_dtype``. ``fp8`` is DeepSeek's: matrices in blocks of
-        128 x 128, the rest bfloat16.
+      dtype: None is the origin's ``torch_dtype`` (float32 for float16), whether or not it was quantised; without an origin the
+        model's ``param_dtype``. ``fp8`` is DeepSeek's: matrices in blocks of 128 x 128, the rest bfloat16.
       origin: the config.json that the model was imported from.
 
     Raises:
