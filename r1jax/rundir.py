@@ -65,8 +65,11 @@ class RunDir:
         file = self.path / "finished.json"
         return json.loads(file.read_text()) if file.exists() else None
 
+    def is_finished(self, steps: int) -> bool:
+        return self.finished is not None and self.finished["step"] >= steps
+
     def record(self, commits: dict[str, str], digests: dict[str, str]) -> None:
-        """Writes into config.json what was found behind the names in it. No settings: a resumed run may find others.
+        """Writes into config.json what was found behind the names in it, beside the settings and none of them.
 
         Args:
           commits: what names on the Hub stood for; left out if there are none.
@@ -141,7 +144,7 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
     if any(place.split(".")[-1] == "steps" and (new or 0) > (was or 0) for place, was, new in changes):
         (path / "finished.json").unlink(missing_ok=True)
     if changes:
-        _write(path / "config.json", config_json)
+        _write(path / "config.json", config_json | {name: old[name] for name in FOUND if name in old})
     return RunDir(path, config_json, lock)
 
 
@@ -161,6 +164,11 @@ def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:
     return Path(match[1]), "best" if match[2] == "best" else int(match[2])
 
 
+def has_checkpoint(stage: Path) -> bool:
+    """Whether the run directory of a stage, which need not exist, has one."""
+    return any(p.name.isdigit() for p in (stage / "checkpoints").glob("*"))
+
+
 def last_stage(path: Path) -> Path:
     """The run directory of a pipeline's last stage that has a checkpoint; of a single stage, the directory itself.
 
@@ -171,7 +179,7 @@ def last_stage(path: Path) -> Path:
     found = _read_config(path)
     candidates = [path] if _is_stage(found) else [path / name for name in reversed(_stages(found))]
     for stage in candidates:
-        if any(p.name.isdigit() for p in (stage / "checkpoints").glob("*")):
+        if has_checkpoint(stage):
             return stage
     raise config.ConfigError(f"{path} has no checkpoint yet; train it with --run-dir {path}")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,10 @@ CONFIG = "import test_resume\n\n\ndef config():\n    return test_resume.settings
 def settings():
     held_out = config.Eval(every=4, limit=2, final_samples=2, greedy=False)
     return tiny.pipeline(sft_steps=4, steps=8, eval=held_out, trap="trap.json")
+
+
+def after():
+    return tiny.sft(init="begun", model=None, steps=1, eval=config.Eval(every=0), export=config.Export(every=1))
 
 
 class Runs:
@@ -142,3 +147,28 @@ def test_another_config_is_refused_with_what_differs(runs, whole, monkeypatch, c
     error = capsys.readouterr().err
     assert "grpo.clip_high was 0.2, now 10.0" in error and "sft.seed was 0, now 7" in error and error.count("\n") == 1
     assert {p: p.read_bytes() for p in whole.rglob("*.json*")} == before
+
+
+def test_a_run_goes_on_without_what_it_began_from_and_makes_up_a_lost_export(runs, whole, monkeypatch, capsys):
+    monkeypatch.chdir(runs.path)
+    Path("after.py").write_text("import test_resume\n\n\ndef config():\n    return test_resume.after()\n")
+    shutil.copytree(whole / "sft", "begun")
+
+    def train(*more):
+        assert cli.main(["train", "after.py", "--run-dir", "after", *more]) == 0
+        return capsys.readouterr().out
+
+    train()
+    kept = {p: p.read_bytes() for p in Path("after/model").iterdir()}
+    shutil.rmtree("begun")
+    assert "already finished at step 1" in train()
+    train("--steps", "2")
+    assert [row["step"] for row in tiny.metrics(Path("after"))] == [1, 2]
+    assert {p: p.read_bytes() for p in Path("after/model").iterdir()} == kept
+
+    # Killed between the last save and its export.
+    Path("after/finished.json").unlink()
+    exported = (Path("after/exports/2") / "model.safetensors").read_bytes()
+    shutil.rmtree("after/exports/2")
+    train("--steps", "2")
+    assert (Path("after/exports/2") / "model.safetensors").read_bytes() == exported

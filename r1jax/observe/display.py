@@ -84,7 +84,8 @@ class Display:
             self._live.start()
             self.console.show_cursor(True)  # a run that is killed could not bring it back
         else:
-            self._print(f"{self.title}: steps {self._step + 1} to {self.total_steps}")
+            if self._step < self.total_steps:
+                self._print(f"{self.title}: steps {self._step + 1} to {self.total_steps}")
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return self
 

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from r1jax import config, rundir
+from r1jax import config, loading, rundir
 from r1jax.config import GRPO, Pipeline, Stage
 from r1jax.rundir import RunDir
 from r1jax.stages import grpo, preflight, sft, summary
 from r1jax.stages.dry_run import dry_run as show_dry_run
 from r1jax.stages.evaluation import hold_out
-from r1jax.stages.prepare import Prepared, prepare, prepare_all
-from r1jax.stages.workspace import Preempted, Workspace, open_workspace
+from r1jax.stages.prepare import Prepared, prepare_all
+from r1jax.stages.workspace import Preempted, Workspace, open_workspace, seen_by_first
 
 PREEMPTED = 75
 
@@ -37,21 +37,27 @@ def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, 
         return show_dry_run(settings, name)
     if jax.process_count() > 1 and run_dir is None:
         raise config.ConfigError("several processes must agree on the run directory; name it with --run-dir")
-    prepared = prepare_all(settings, name)
-    run = open_run(name, settings, None if run_dir is None else Path(run_dir))
-    print(f"run directory: {run.path}", flush=True)
+    path = None if run_dir is None else Path(run_dir)
+    # A run that is there may refuse the config or be finished, whatever has become of its rows and weights; a directory is
+    # only made for what could be trained.
+    run = open_run(name, settings, path) if path is not None and rundir.is_run(path) else None
     try:
+        prepared = prepare_all(settings, name, run and run.path)
+        run = run or open_run(name, settings, path)
+        print(f"run directory: {run.path}", flush=True)
         if isinstance(settings, Pipeline):
             train_stages(settings, prepared, run)
         else:
-            train_stage(prepared[name], settings, run, name)
+            train_stage(prepared.get(name), settings, run, name)
     except Preempted as saved:
         print(saved, flush=True)
         return PREEMPTED
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(run.path) from None  # the command line says how to go on with it
+        # The command line says how to go on with a run.
+        raise (KeyboardInterrupt() if run is None else KeyboardInterrupt(run.path)) from None
     finally:
-        run.close()
+        if run is not None:
+            run.close()
     if jax.process_index() == 0:
         summary.show(run.path, settings)
     return 0
@@ -79,31 +85,34 @@ def train_stages(pipeline: Pipeline, prepared: dict[str, Prepared], run: RunDir)
     for name, stage in pipeline.stages().items():
         inner = open_run(name, stage, run.path / name)
         try:
-            found = prepared[name]
-            if stage.init in done:  # a stage's config names its input by stage; only here does the name become a place
-                found = prepare(dataclasses.replace(stage, init=str(done[stage.init])))
+            found = prepared.get(name)
+            if found is not None and stage.init in done and not rundir.has_checkpoint(inner.path):
+                # A stage's config names its input by stage; only here does the name become weights.
+                found = dataclasses.replace(found, opened=loading.open_model(str(done[stage.init])))
             train_stage(found, stage, inner, f"{run.path.name}/{name}")
         finally:
             inner.close()
         done[name] = inner.path
 
 
-def train_stage(found: Prepared, written: Stage, run: RunDir, title: str) -> None:
+def train_stage(found: Prepared | None, stage: Stage, run: RunDir, title: str) -> None:
     """One stage from where it is to its last step.
 
     Args:
-      written: the stage as config.json has it.
+      found: None if it is finished.
     """
-    if run.finished is not None and run.finished["step"] >= written.steps:
+    if found is None:
         print(f"{title}: already finished at step {run.finished['step']}; more --steps make it go on", flush=True)
         return
-    stage = found.stage
     with open_workspace(found, run, title) as work:
         if work.step == 0:
             begin(work)
         if work.step < stage.steps:
             (grpo if isinstance(stage, GRPO) else sft).train(work)
         work.checkpoints.wait()
+        # An attempt may have ended between saving the last step and exporting it.
+        if stage.export.every and seen_by_first(not (run.exports / str(work.step)).exists()):
+            work.export()
         if jax.process_index() == 0:
             run.finish(work.step)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import jax
 
-from r1jax import config, loading, sharding
+from r1jax import config, loading, rundir, sharding
 from r1jax.config import Pipeline, Stage
 from r1jax.convert import export as hugging_face
 from r1jax.data import sources, tokenizer
@@ -17,6 +18,7 @@ from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.plan import memory
+from r1jax.rundir import RunDir
 from r1jax.stages.export import plan_export
 
 
@@ -43,29 +45,46 @@ class Prepared:
     """``sources.NAME``, and ``eval.sources.NAME`` of the evaluation -> ``data.sources.Rows.identity``."""
 
 
-def prepare_all(settings: Stage | Pipeline, name: str) -> dict[str, Prepared]:
-    """Every stage by its name. A stage that begins from an earlier one is given the model that this one will leave.
+def prepare_all(settings: Stage | Pipeline, name: str, run: Path | None = None) -> dict[str, Prepared]:
+    """Every stage that is not finished, by its name. One that begins from an earlier is given the model that this will leave.
+
+    Args:
+      run: the run directory, if it is there.
 
     Raises:
       ConfigError: what a run would find wrong before its first step, too little memory included.
     """
     planned: dict[str, loading.Opened] = {}
     found: dict[str, Prepared] = {}
-    for title, stage in (settings.stages() if isinstance(settings, Pipeline) else {name: settings}).items():
-        p = found[title] = prepare(stage, planned)
+    pipeline = isinstance(settings, Pipeline)
+    for title, stage in (settings.stages() if pipeline else {name: settings}).items():
+        place = None if run is None else run / title if pipeline else run
+        if place is not None and RunDir(place, {}).is_finished(stage.steps):
+            planned[title] = loading.open_model(str(place))
+            continue
+        p = found[title] = prepare(stage, planned, place)
         planned[title] = loading.Opened(title, p.model, p.tokenizer, p.text, _not_made, p.opened and p.opened.origin)
     return found
 
 
-def prepare(stage: Stage, planned: Mapping[str, loading.Opened] = MappingProxyType({})) -> Prepared:
+def prepare(
+    stage: Stage, planned: Mapping[str, loading.Opened] = MappingProxyType({}), run: Path | None = None
+) -> Prepared:
     """One stage.
 
     Args:
       planned: models that ``init`` may name and that are not made yet: those of a pipeline's earlier stages.
+      run: where it is trained. Once there is a checkpoint, model and text are the run's own: what they were made from may have
+        changed since, or be gone.
     """
     mesh = sharding.make_mesh(stage.mesh)
-    model, opened = find_model(stage, planned)
-    found, template, text = find_text(stage, model, opened)
+    if run is not None and rundir.has_checkpoint(run):
+        opened = loading.open_model(str(run))
+        model, found, text = opened.model, opened.tokenizer, opened.text
+        template = Template(text, found)
+    else:
+        model, opened = find_model(stage, planned)
+        found, template, text = find_text(stage, model, opened)
     loaded = [(s, sources.load(s)) for s in stage.sources]
     mixture = Mixture(loaded, stage.seed)
     evaluated = held_out(stage)

@@ -81,6 +81,8 @@ class Workspace:
     """Of the phases since the last ``write``."""
     rollout_rate: float = 0.0
     """Sampled tokens per second of the last rollout."""
+    replaced: int = 0
+    """Groups without a signal that gave way to others in the last rollout."""
 
     @property
     def step(self) -> int:
@@ -90,6 +92,11 @@ class Workspace:
     def weights(self) -> dict[str, dict[str, float]]:
         """Source name -> reward name -> weight."""
         return {s.name: s.rewards for s in (*self.stage.sources, *self.stage.eval.sources)}
+
+    def data_metrics(self) -> dict[str, float]:
+        """Rows left out, and how often the rows of each source have come."""
+        epochs = {f"data/epochs/{name}": value for name, value in self.mixture.epochs(self.cursor.row).items()}
+        return {"data/left_out": float(self.cursor.left_out), **epochs}
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
@@ -130,10 +137,15 @@ class Workspace:
             told = multihost_utils.process_allgather(told)
         if told.any():
             self.checkpoints.wait()
-            if self.checkpoints.latest() != self.step:  # saved just now, it has the score of its evaluation
+            if seen_by_first(self.checkpoints.latest() != self.step):  # saved just now, it has the score of its evaluation
                 self.save()
                 self.checkpoints.wait()
             raise Preempted(f"SIGTERM: saved at step {self.step}; go on with --run-dir {self.run.path}")
+
+
+def seen_by_first(value: bool) -> bool:
+    """What process 0 sees in the run directory: on a network disk others may see it later, and what follows takes them all."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value))) if jax.process_count() > 1 else value
 
 
 @contextlib.contextmanager
@@ -148,10 +160,10 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         pool.check([name for s in (*stage.sources, *stage.eval.sources) for name in s.rewards])
         checkpoints = Checkpointer(run.checkpoints, keep=stage.checkpoint.keep)
         stack.callback(checkpoints.close)
-        if main:
+        latest = checkpoints.latest()
+        if main and latest is None:
             run.record(found.commits, found.digests)
             loading.describe(run.path, model, found.text, tokenizer, found.opened and found.opened.origin)
-        latest = checkpoints.latest()
         console = None if main else Console(file=io.StringIO())
         display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
         display.note(found.memory.line())
