@@ -199,8 +199,8 @@ class Export(OfModel):
     out: Path
     """A new directory; a name that ends in .gguf is a GGUF file."""
     dtype: Literal["bfloat16", "float32", "fp8", "f16", "q8_0"] | None = None
-    """None is the ``torch_dtype`` that the weights were released with (bfloat16 where they were FP8; float32, which loses nothing,
-    for float16), of a model that was made here what they have, and f16 in a GGUF file. ``fp8`` is DeepSeek's: attention and
+    """None is the ``torch_dtype`` that the weights were released with (bfloat16 where they were FP8, float32 where they were
+    float16), of a model that was made here what they have, and f16 in a GGUF file. ``fp8`` is DeepSeek's: attention and
     feed-forward in blocks of 128 x 128, the rest bfloat16. ``f16`` and ``q8_0`` are GGUF's."""
     like: Path | None = None
     """A Hugging Face directory: tensors that are not the same by name, shape and dtype are listed, and nothing is written."""
