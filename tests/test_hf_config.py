@@ -2,10 +2,14 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
+import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from r1jax import config
 from r1jax.convert import hf_config, names
+from r1jax.nn import rope
 
 DEEPSEEK_V3 = {
     "architectures": ["DeepseekV3ForCausalLM"],
@@ -223,6 +227,9 @@ def test_the_names_of_deepseek_v3_are_as_released():
 
 
 YARN = DEEPSEEK_V3["rope_scaling"]
+R1_0528_QWEN3_8B = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "attn_factor": 0.8782488562869419,
+}  # fmt: skip
 DEFAULTS = {name: value for name, value in YARN.items() if "mscale" not in name}
 
 
@@ -235,6 +242,9 @@ DEFAULTS = {name: value for name, value in YARN.items() if "mscale" not in name}
         (LLAMA_3_2_1B, {"rope_scaling": None, "rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 3}},
          {"rope": config.Rope(theta=3.0)}),
         (LLAMA_3_2_1B, {"rope_scaling": {"type": "default"}, "partial_rotary_factor": 1.0}, {"rope": config.Rope(theta=5e5)}),
+        *((QWEN3_30B_A3B, {"rope_scaling": R1_0528_QWEN3_8B | said},  # YaRN whose m is 1
+           {"rope": config.Rope(1e6, scaling="yarn", factor=4.0, original_length=32768, mscale=1.0, mscale_all_dim=1.0)})
+          for said in ({}, {"attention_factor": 1}, {"attention_factor": 1.0, "attn_factor": None})),
         (LLAMA_3_2_1B, {"rope_scaling": {"rope_type": "yarn", "factor": 4}},
          {"rope": config.Rope(theta=5e5, scaling="yarn", factor=4.0, original_length=131072)}),
         (DEEPSEEK_V3, {"model_type": "kimi_k2"}, {}),
@@ -273,6 +283,9 @@ def test_other_ways_to_say_it(hf, changes, expected):
         (LLAMA_3_2_1B, {"rope_scaling": {"type": "yarn"}}, "config.json has no factor"),
         (LLAMA_3_2_1B, {"rope_scaling": None, "rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
         (QWEN2_5_HALF_B, {"rope_scaling": DEFAULTS | {"attention_factor": 1.5}}, "attention_factor 1.5"),
+        (QWEN3_30B_A3B, {"rope_scaling": R1_0528_QWEN3_8B | {"attn_factor": 1.0}}, "attn_factor 1.0"),
+        (QWEN3_30B_A3B, {"rope_scaling": R1_0528_QWEN3_8B | {"attention_factor": 1.1}}, "attention_factor 1.1"),
+        (DEEPSEEK_V3, {"rope_scaling": R1_0528_QWEN3_8B}, "attn_factor 0.8"),  # there mscale_all_dim is more than a quotient
         (QWEN2_5_HALF_B, {"rope_scaling": DEFAULTS | {"truncate": False}}, "truncate False"),
         (QWEN2_5_HALF_B, {"use_sliding_window": True, "max_window_layers": 12}, "sliding_window 32768"),
         (QWEN2_5_HALF_B, {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
@@ -319,6 +332,15 @@ def test_a_model_that_a_family_cannot_say_is_refused(changes, like, message):
     with pytest.raises(config.ConfigError) as error:
         hf_config.write(config.Model(**changes), like)
     assert message in str(error.value)
+
+
+def test_yarn_without_its_factor_is_said_to_every_engine():
+    said = hf_config.write(hf_config.read(QWEN3_30B_A3B | {"rope_scaling": R1_0528_QWEN3_8B}))["rope_scaling"]
+    assert said["attn_factor"] == pytest.approx(0.8782488562869419, rel=1e-12)  # vLLM's, by which it multiplies
+    theirs = transformers.Qwen3MoeConfig(rope_scaling=dict(said), max_position_embeddings=131072)
+    assert ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")[1] == 1.0
+    cos, _ = rope.angles(jnp.zeros((1, 1), jnp.int32), 8, hf_config.read(QWEN3_30B_A3B | {"rope_scaling": said}).rope)
+    assert (cos == 1).all()
 
 
 def test_settings_without_effect_do_not_stand_in_the_way():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ SIGMOID_MOE = SOFTMAX_MOE | {
 STRETCH = {"factor": "factor", "original_length": "original_max_position_embeddings"}
 YARN = STRETCH | {"beta_fast": "beta_fast", "beta_slow": "beta_slow"}
 MSCALES = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}
+NO_MSCALE = {"mscale": 1.0, "mscale_all_dim": 1.0}  # their quotient is 1
 LLAMA3 = STRETCH | {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"}
 # What a file may leave out or set to null, and what it then means.
 DEFAULTS = {
@@ -132,7 +134,7 @@ def read(hf: Mapping[str, Any]) -> config.Model:
         "segments": [{"ff": ff, "count": len(list(run))} for ff, run in itertools.groupby(layers)],
         "attention": _take(hf, LATENT) | {"kind": "mla"} if latent else _grouped(hf, kind),
         "moe": moe,
-        "rope": _rope(hf) | {"interleaved": latent and hf.get("rope_interleave") is not False},
+        "rope": _rope(hf, latent) | {"interleaved": latent and hf.get("rope_interleave") is not False},
         "mtp_depth": _need(hf, "num_nextn_predict_layers") if latent else 0,
         "param_dtype": _dtype(hf),
     }
@@ -155,7 +157,8 @@ def write(model: config.Model, like: Mapping[str, Any] | None = None) -> dict[st
     out |= {name: value for name, value in (like or {}).items() if name not in NOT_KEPT}
     out |= {"architectures": [next(name for name, its in ARCHITECTURES.items() if its == kind)], "model_type": kind}
     out |= _give(model, COMMON) | {"num_hidden_layers": len(layers), "hidden_act": "silu", "attention_dropout": 0.0}
-    out |= {"rope_theta": model.rope.theta, "rope_scaling": _scaling(model.rope), "torch_dtype": model.param_dtype}
+    out |= {"rope_theta": model.rope.theta, "rope_scaling": _scaling(model.rope, a.kind == "mla")}
+    out |= {"torch_dtype": model.param_dtype}
     if kind == "deepseek_v3" and a.kind == "mla":
         out.pop("head_dim", None)  # transformers 5 keeps the rotary width there
         out |= _give(a, LATENT) | {"num_key_value_heads": a.n_heads, "rope_interleave": model.rope.interleaved}
@@ -241,7 +244,7 @@ def _dtype(hf) -> str:
     return DTYPES[name]
 
 
-def _rope(hf) -> dict[str, Any]:
+def _rope(hf, latent: bool) -> dict[str, Any]:
     said = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     if any(isinstance(value, Mapping) for value in said.values()):
         raise ConfigError(f"rope_parameters for each kind of layer ({', '.join(said)}) are not supported")
@@ -254,6 +257,10 @@ def _rope(hf) -> dict[str, Any]:
     if kind == "default":
         table = {}
     elif kind == "yarn":
+        factors = {} if latent else _no_mscale(_need(said, "factor"))
+        given = said.keys() & factors
+        if given and all(math.isclose(_need(said, name), factors[name], rel_tol=1e-6) for name in given):
+            said = {name: value for name, value in said.items() if name not in factors} | NO_MSCALE
         table = YARN | _mscales(said)
     elif kind == "llama3":
         table = LLAMA3
@@ -275,9 +282,21 @@ def _mscales(said: Mapping[str, Any]) -> dict[str, str]:
     raise ConfigError(f"rope_scaling with mscale {pair[0]} and mscale_all_dim {pair[1]} is not supported; give both or neither")
 
 
-def _scaling(rope: config.Rope) -> dict[str, Any] | None:
+def _no_mscale(factor: float) -> dict[str, float]:
+    """How grouped attention under YaRN says that cos and sin are not multiplied by m = 0.1 ln(factor) + 1: transformers takes
+    ``attention_factor`` in place of m and ignores ``attn_factor``, vLLM multiplies m by the latter and ignores the former.
+
+    DeepSeek-R1-0528-Qwen3-8B has ``attn_factor`` 1/m alone. We compute what it says, as vLLM does; transformers
+    multiplies by m.
+    """
+    return {"attention_factor": 1.0, "attn_factor": 1 / (0.1 * math.log(max(factor, 1)) + 1)}
+
+
+def _scaling(rope: config.Rope, latent: bool) -> dict[str, Any] | None:
     if rope.scaling == "llama3":
         return _give(rope, LLAMA3) | {"rope_type": "llama3"}
+    if rope.scaling == "yarn" and not latent and _give(rope, MSCALES) == NO_MSCALE:
+        return _give(rope, YARN) | _no_mscale(rope.factor) | {"type": "yarn"}
     if rope.scaling == "yarn":
         return _give(rope, YARN | ({} if (rope.mscale, rope.mscale_all_dim) == (1, 0) else MSCALES)) | {"type": "yarn"}
     return None
