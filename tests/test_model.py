@@ -181,17 +181,38 @@ def test_bfloat16_products_sum_in_float32_and_multiply_in_bfloat16_in_both_direc
     program = str(jax.make_jaxpr(gradient)(jnp.ones((3, 4)), jnp.ones((4, 5))))
     products = [line for line in program.splitlines() if "dot_general" in line]
     assert len(products) >= 2 and program.count("preferred_element_type=float32") == len(products)
-    operands = {v.aval.dtype.name for v in _operands(jax.make_jaxpr(gradient)(jnp.ones((3, 4)), jnp.ones((4, 5))).jaxpr)}
-    assert operands == {"bfloat16"}
+    traced = jax.make_jaxpr(gradient)(jnp.ones((3, 4)), jnp.ones((4, 5))).jaxpr
+    assert {v.aval.dtype.name for product in _products(traced) for v in product.invars} == {"bfloat16"}
 
 
-def _operands(jaxpr):
-    """The inputs of every matrix product in a program."""
+def _products(jaxpr):
+    """Every matrix product in a program."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            yield from equation.invars
+            yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from _operands(inner)
+            yield from _products(inner)
+
+
+@MODELS
+def test_float32_is_float32_on_accelerators_too(model):
+    """Where nothing is said, a TPU multiplies float32 as bfloat16 and an NVIDIA GPU as TF32."""
+
+    def loss(params, cache, model):
+        hidden, aux, _ = decoder.forward(params, TOKENS, POSITIONS, TOKENS, model=model)
+        one, _, _ = decoder.forward(params, TOKENS[:, :1], POSITIONS[:, :1], TOKENS[:, :1], model=model, cache=cache)
+        values, entropy = logprobs.token_logprobs(hidden, decoder.head_kernel(params), TOKENS, dtype=model.matmul_dtype)
+        return values.sum() + entropy.sum() + one.sum() + aux.balance
+
+    def precisions(model):
+        weights = parameters.abstract(decoder.specs(model))
+        traced = jax.make_jaxpr(partial(jax.grad(loss), model=model))(weights, caches.create(model, ROWS, LENGTH))
+        return [product.params["precision"] for product in _products(traced.jaxpr)]
+
+    found = precisions(model)
+    assert len(found) > 60 and all(p == (jax.lax.Precision.HIGHEST,) * 2 for p in found)
+    quick = precisions(dataclasses.replace(model, matmul_dtype="bfloat16"))
+    assert 0 < sum(p is not None for p in quick) < 20  # the router and the gates
 
 
 @pytest.mark.parametrize("vocab", [40_000, 32_003])  # four equal chunks; a prime, whose last chunk overlaps

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from r1jax import config
 from r1jax.nn import norms
 from r1jax.nn.attention import read_layer, softmax, write_rows
-from r1jax.nn.matmul import project
+from r1jax.nn.matmul import einsum, project
 from r1jax.nn.rope import rotate
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain
@@ -66,8 +66,8 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=No
     q = constrain(q, "batch", "sequence", "heads", None)
     b, t = x.shape[:2]
     q = q.reshape(b, t, a.n_kv_heads, a.n_heads // a.n_kv_heads, a.head_dim)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * a.head_dim**-0.5
+    scores = einsum("btkgh,bskh->bkgts", q, k, model.matmul_dtype) * a.head_dim**-0.5
     # "bkgth" and not "btkgh": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
-    out = jnp.einsum("bkgts,bskh->bkgth", softmax(scores, mask, x.dtype), v, preferred_element_type=jnp.float32)
+    out = einsum("bkgts,bskh->bkgth", softmax(scores, mask, x.dtype), v, model.matmul_dtype)
     out = jnp.moveaxis(out, 3, 1).astype(x.dtype).reshape(b, t, a.n_heads, a.head_dim)
     return project(out, params["o"], model.matmul_dtype, contract=2), cache

@@ -1,4 +1,4 @@
-"""The matrix product of every projection: operands in one type, sums in float32."""
+"""Matrix products: operands in one type, sums in float32."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+
+def precision(dtype: str) -> str | None:
+    """Of a product that is asked for in ``dtype``. TPUs multiply float32 as bfloat16, and NVIDIA's as TF32, unless they are told
+    otherwise."""
+    return "highest" if dtype == "float32" else None
 
 
 def project(x: jax.Array, kernel: jax.Array, dtype: str, contract: int = 1) -> jax.Array:
@@ -24,7 +30,8 @@ def project(x: jax.Array, kernel: jax.Array, dtype: str, contract: int = 1) -> j
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dot(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
-    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+    y = jnp.matmul(x.astype(dtype), w.astype(dtype), precision=precision(dtype), preferred_element_type=jnp.float32)
+    return y.astype(x.dtype)
 
 
 def _dot_forward(x, w, dtype):
@@ -34,9 +41,15 @@ def _dot_forward(x, w, dtype):
 def _dot_backward(dtype, saved, g):
     x, w = saved
     g, rows = g.astype(dtype), tuple(range(x.ndim - 1))
-    dx = jax.lax.dot_general(g, w.astype(dtype), (((g.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    dw = jax.lax.dot_general(x.astype(dtype), g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    dot = partial(jax.lax.dot_general, precision=precision(dtype), preferred_element_type=jnp.float32)
+    dx = dot(g, w.astype(dtype), (((g.ndim - 1,), (1,)), ((), ())))
+    dw = dot(x.astype(dtype), g, ((rows, rows), ((), ())))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
 _dot.defvjp(_dot_forward, _dot_backward)
+
+
+def einsum(equation: str, x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:
+    """Of activations, which keep the type they have, at the precision of products in ``dtype``: float32."""
+    return jnp.einsum(equation, x, y, precision=precision(dtype), preferred_element_type=jnp.float32)

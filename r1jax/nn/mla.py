@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from r1jax import config
 from r1jax.nn import norms
 from r1jax.nn.attention import read_layer, softmax, write_rows
-from r1jax.nn.matmul import project
+from r1jax.nn.matmul import einsum, project
 from r1jax.nn.rope import mscale, rotate
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain
@@ -97,19 +97,19 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=No
 def _expanded(params, q_nope, q_rope, latent, k_rope, mask, model):
     k = project(latent, params["k_b"], model.matmul_dtype)
     v = project(latent, params["v_b"], model.matmul_dtype)
-    scores = jnp.einsum("btnh,bsnh->bnts", q_nope, k, preferred_element_type=jnp.float32)
-    scores += jnp.einsum("btnh,bsh->bnts", q_rope, k_rope, preferred_element_type=jnp.float32)
+    scores = einsum("btnh,bsnh->bnts", q_nope, k, model.matmul_dtype)
+    scores += einsum("btnh,bsh->bnts", q_rope, k_rope, model.matmul_dtype)
     weights = softmax(scores * softmax_scale(model), mask, v.dtype)
-    out = jnp.einsum("bnts,bsnh->bnth", weights, v, preferred_element_type=jnp.float32)
+    out = einsum("bnts,bsnh->bnth", weights, v, model.matmul_dtype)
     return jnp.moveaxis(out, 2, 1).astype(v.dtype)
 
 
 def _absorbed(params, q_nope, q_rope, latent, k_rope, mask, model):
     k_b, v_b = (params[name].astype(latent.dtype) for name in ("k_b", "v_b"))
-    q_latent = jnp.einsum("btnh,rnh->btnr", q_nope, k_b, preferred_element_type=jnp.float32).astype(latent.dtype)
-    scores = jnp.einsum("btnr,bsr->bnts", q_latent, latent, preferred_element_type=jnp.float32)
-    scores += jnp.einsum("btnh,bsh->bnts", q_rope, k_rope, preferred_element_type=jnp.float32)
+    q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(latent.dtype)
+    scores = einsum("btnr,bsr->bnts", q_latent, latent, model.matmul_dtype)
+    scores += einsum("btnh,bsh->bnts", q_rope, k_rope, model.matmul_dtype)
     weights = softmax(scores * softmax_scale(model), mask, latent.dtype)
     # "bntr" and not "btnr": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
-    out = jnp.einsum("bnts,bsr->bntr", weights, latent, preferred_element_type=jnp.float32).astype(latent.dtype)
-    return jnp.einsum("bntr,rnh->btnh", out, v_b, preferred_element_type=jnp.float32).astype(latent.dtype)
+    out = einsum("bnts,bsr->bntr", weights, latent, model.matmul_dtype).astype(latent.dtype)
+    return einsum("bntr,rnh->btnh", out, v_b, model.matmul_dtype).astype(latent.dtype)

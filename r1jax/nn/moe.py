@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from r1jax import config
 from r1jax.nn import mlp as dense
-from r1jax.nn.matmul import project
+from r1jax.nn.matmul import einsum, project
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain
 
@@ -86,7 +86,7 @@ def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.
     Every expert sees every token, so the cost grows with E: right for few small experts, and the reference for any other form.
     """
     e = model.moe.n_experts
-    weight = jnp.einsum("btk,btke->bte", routing.gates, jax.nn.one_hot(routing.experts, e, dtype=jnp.float32))
+    weight = einsum("btk,btke->bte", routing.gates, jax.nn.one_hot(routing.experts, e, dtype=jnp.float32), "float32")
     gate, up = (jnp.moveaxis(params[name], 0, 1) for name in ("gate", "up"))
     hidden = jax.nn.silu(project(x, gate, model.matmul_dtype)) * project(x, up, model.matmul_dtype)
     hidden = constrain(hidden * weight[..., None].astype(hidden.dtype), "batch", "sequence", "experts", "mlp")
@@ -96,7 +96,7 @@ def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.
 def load(routing: Routing, real: jax.Array) -> jax.Array:
     """float32[E]: how often each expert was chosen by the tokens where bool real[B, T]."""
     chosen = jax.nn.one_hot(routing.experts, routing.scores.shape[-1], dtype=jnp.float32)
-    return jnp.einsum("btke,bt->e", chosen, real.astype(jnp.float32))
+    return einsum("btke,bt->e", chosen, real.astype(jnp.float32), "float32")
 
 
 def balance_loss(routing: Routing, segments: jax.Array, top_k: int) -> jax.Array:
