@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def precision(dtype: str) -> str | None:
-    """Of a product that is asked for in ``dtype``. TPUs multiply float32 as bfloat16, and NVIDIA's as TF32, unless they are told
+    """Of a product asked for in ``dtype``. TPUs multiply float32 as bfloat16, and NVIDIA GPUs as TF32, unless they are told
     otherwise."""
     return "highest" if dtype == "float32" else None
 
