@@ -24,11 +24,14 @@ BUILT_IN = {
     "code": "r1jax.rewards.code:code",
     "exact": "r1jax.rewards.exact:exact",
     "format": "r1jax.rewards.format:format",
+    "helpful": "r1jax.rewards.model_scores:helpful",
+    "judge": "r1jax.rewards.judge:judge",
     "language": "r1jax.rewards.language:language",
     "numeric": "r1jax.rewards.exact:numeric",
     "overlong": "r1jax.rewards.tokens:overlong",
     "reasoning_gym": "r1jax.rewards.reasoning_gym:reasoning_gym",
     "repetition": "r1jax.rewards.tokens:repetition",
+    "safety": "r1jax.rewards.model_scores:safety",
     "tag_count": "r1jax.rewards.format:tag_count",
 }
 
@@ -45,27 +48,39 @@ def load(name: str) -> Callable:
         it is not ready; one line.
     """
     bare, options = split_options(name)
-    module_name, colon, attribute = BUILT_IN.get(bare, bare).rpartition(":")
-    if not colon or not module_name or not attribute:
-        raise ValueError(f"reward {name!r}: not a built-in ({', '.join(BUILT_IN)}), nor 'pkg.mod:f', nor 'path/file.py:f'")
     try:
-        module = load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
-    except FileNotFoundError as e:
-        raise ValueError(f"reward {name!r}: {e}") from e
-    except Exception as e:
-        raise ValueError(f"reward {name!r}: importing {module_name} failed with {type(e).__name__}: {_one_line(e)}") from e
-    function = getattr(module, attribute, None)
-    if function is None:
-        raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}; {_functions_of(module)}")
-    if not callable(function):
-        raise ValueError(f"reward {name!r}: {attribute!r} is no function; {_functions_of(module)}")
-    try:
+        if bare not in BUILT_IN and ":" not in bare:
+            raise ValueError(f"not a built-in ({', '.join(BUILT_IN)}), nor 'pkg.mod:f', nor 'path/file.py:f'")
+        function = find(BUILT_IN.get(bare, bare))
         options = _checked(function, options)
         if (ready := getattr(function, "ready", None)) is not None:
             ready(**options)
     except ValueError as e:
         raise ValueError(f"reward {name!r}: {_one_line(e)}") from e
     return functools.partial(function, **options) if options else function
+
+
+def find(name: str) -> Callable:
+    """The function that ``pkg.mod:f`` or ``path/file.py:f`` names.
+
+    Raises:
+      ValueError: there is none, or its module cannot be imported.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"{name!r} is neither 'pkg.mod:f' nor 'path/file.py:f'")
+    try:
+        module = load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except FileNotFoundError as e:
+        raise ValueError(str(e)) from e
+    except Exception as e:
+        raise ValueError(f"importing {module_name} failed with {type(e).__name__}: {_one_line(e)}") from e
+    function = getattr(module, attribute, None)
+    if function is None:
+        raise ValueError(f"{module_name} has no {attribute!r}; {_functions_of(module)}")
+    if not callable(function):
+        raise ValueError(f"{attribute!r} is no function; {_functions_of(module)}")
+    return function
 
 
 def split_options(name: str) -> tuple[str, dict]:
