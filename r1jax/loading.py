@@ -43,6 +43,8 @@ class Opened:
     """The Hugging Face config that the weights came with."""
     commit: str | None = None
     """Of the Hub repository that they came from."""
+    is_run: bool = False
+    """Ours, and not another's release."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -132,7 +134,7 @@ def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
             checkpoints.close()
         return jax.tree.map(lambda x, s: x.astype(s.dtype), params, abstract(decoder.specs(model)))
 
-    return Opened(name, saved, tokenizers.from_files(about), text, read, origin)
+    return Opened(name, saved, tokenizers.from_files(about), text, read, origin, is_run=True)
 
 
 def describe(

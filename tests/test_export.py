@@ -134,6 +134,18 @@ def test_another_engine_writes_prompts_as_in_training(run, tmp_path):
     assert theirs.apply_chat_template(asked, tokenize=False) == 'What is "two"\nplus two?now!'
 
 
+def test_a_run_in_a_bucket_keeps_its_template(run, tmp_path, monkeypatch):
+    """Also one whose text has no setting of its own."""
+    path = shutil.copytree(run[0], tmp_path / "run")
+    (path / "model/text.json").write_text(json.dumps(config.to_json(config.Text())))
+    monkeypatch.setattr(loading.hub, "resolve", lambda name: {"gs://bucket/run": path}[name])
+    assert run_export("gs://bucket/run@1", tmp_path / "out") == 0
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    opened = loading.open_model(str(path))
+    asked = [{"role": "user", "content": "What is two?"}]
+    assert theirs.apply_chat_template(asked, tokenize=False) == Template(opened.text, opened.tokenizer).render(asked).text
+
+
 def test_a_step_of_a_run_is_that_steps_weights(run, tmp_path):
     path, model, _ = run
     assert run_export(f"{path}@1", tmp_path / "out", "--dtype", "bfloat16") == 0

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from r1jax import config, loading, rundir, sharding
+from r1jax import config, loading, sharding
 from r1jax.config import ConfigError, commands
 from r1jax.convert import export as hugging_face
 from r1jax.convert import gguf_write
@@ -31,7 +31,7 @@ def export(command: commands.Export) -> int:
     refuse_taken(command.out)
     opened = loading.open_model(command.model)
     tokenizer = opened.found_tokenizer
-    if opened.text != config.Text() or rundir.is_run(rundir.parse_run_name(command.model)[0]):
+    if opened.is_run:
         tokenizer = with_template(opened.text, tokenizer)
     if command.out.suffix == ".gguf":
         room, dtype = gguf_write, {"float32": "f32", None: "f16"}.get(command.dtype, command.dtype)
