@@ -14,6 +14,7 @@ from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
 from r1jax.observe import compiling
 from r1jax.rollout import Sampler
+from r1jax.rollout import sampler as sampler_module
 from r1jax.rollout.sampling import _inverse_cdf, row_keys, sample_tokens
 from r1jax.types import FINISH, GOING
 
@@ -180,6 +181,26 @@ def test_a_stop_string_ends_the_answer_where_it_is_complete_even_across_tokens(s
         assert finish == ("stop_string" if ends else before[key][2])
         stopped += bool(ends)
     assert 3 <= stopped < 8
+
+
+def test_looking_for_stop_strings_costs_what_is_new(samplers, warm, monkeypatch):
+    decoded, built = [], []
+    make = sampler_module._trajectories
+    monkeypatch.setattr(samplers["gqa"], "text", lambda ids: decoded.append(len(ids)) or letters(ids))
+    monkeypatch.setattr(sampler_module, "_trajectories", lambda *args: built.append(0) or make(*args))
+    sampling, margin = dataclasses.replace(WARM, stop=("no",)), 2
+    found = samplers["gqa"].generate(PROMPTS, sampling, samples=2, round=3, ids=[10, 11, 12, 13])
+    same(answers(found), answers(warm))
+    lengths = found.length - found.prompt_length
+    looks = -(-lengths // 5)
+    assert (looks > 1).any() and sum(decoded) <= lengths.sum() + margin * looks.sum()  # nothing twice but the margin
+    assert len(built) == 1
+
+    decoded.clear()
+    ids, id = max((ids, id) for (id, sample), (ids, _, _) in answers(warm).items() if sample == 0 and len(ids) > 8)
+    stopping = dataclasses.replace(WARM, stop=(letters(ids[6:8]),))
+    *_, last = samplers["gqa"].stream(PROMPTS[id - 10], stopping, chunk=CAP, round=3, id=id)
+    assert FINISH[last.finish[0]] == "stop_string" and len(decoded) <= 2 + np.log2(CAP)
 
 
 @pytest.fixture

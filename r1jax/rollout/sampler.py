@@ -6,6 +6,7 @@ here.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -20,7 +21,7 @@ from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.nn.matmul import project
 from r1jax.rollout.sampling import row_keys, sample_tokens
-from r1jax.types import GOING, Trajectories
+from r1jax.types import FINISH, GOING, Trajectories
 
 ROUND_TO = 8  # prompt lengths are padded to a multiple of this
 
@@ -104,15 +105,12 @@ class Sampler:
         ids = np.arange(len(prompts)) if ids is None else np.asarray(ids)
         # A pass over the slots holds whole questions, or a part of one that has more answers than there are slots.
         together, width = max(1, self.slots // samples), min(samples, self.slots)
-        # Stop strings are searched for by the host: a string may straddle tokens, which no token id tells.
-        chunk = self.engine.chunk if sampling.stop else sampling.max_new_tokens
         parts = []
         for start in range(0, len(prompts), together):
             questions = np.arange(start, min(start + together, len(prompts)))
             for first in range(0, samples, width):
                 numbers = np.arange(first, min(first + width, samples))
-                for part in self._run(prompts, questions, numbers, together, ids, sampling, round, chunk):
-                    whole = part
+                (whole,) = self._run(prompts, questions, numbers, together, ids, sampling, round)
                 parts.append(whole)
                 progress(whole)
         return concatenate(parts)
@@ -144,11 +142,13 @@ class Sampler:
             )
 
     def _run(
-        self, prompts, questions, numbers, together: int, ids, sampling: config.Sampling, round: int, chunk: int
+        self, prompts, questions, numbers, together: int, ids, sampling: config.Sampling, round: int, shown: int | None = None
     ) -> Iterator[Trajectories]:
-        """Decodes the answers ``numbers`` to each of ``questions``: as they are after every ``chunk`` steps, and at their end.
-        Slots that are left over are dead from the start."""
+        """Decodes the answers ``numbers`` to each of ``questions``: as they are at their end, and before it after every
+        ``shown`` steps. Slots that are left over are dead from the start."""
         cap = sampling.max_new_tokens
+        # Stop strings are searched for by the host: a string may straddle tokens, which no token id tells.
+        chunk = shown or (self.engine.chunk if sampling.stop else cap)
         height = -(-together // self.ways) * self.ways
         tokens = np.zeros((height, self._prompt_width(max(len(prompts[q]) for q in questions), cap)), np.int32)
         lengths = np.ones(height, np.int32)
@@ -168,16 +168,18 @@ class Sampler:
                 cap=cap, **how,
             )  # fmt: skip
         each = [prompts[questions[i]] for i in owner[:rows]]
-        for until in (*range(chunk, cap, chunk), cap):
+        for start in range(0, cap, chunk):
+            until = min(start + chunk, cap)
             with sharding.using(self.mesh, self.rules):
                 state = self._decode(self.params, state=state, until=np.int32(until), temperature=temperature, **how)
             if sampling.stop:
-                state = self._end_at_stop_strings(state, sampling.stop)
-            tokens, logprobs, length, finish = (
-                sharding.fetch(x)[:rows] for x in (state.tokens, state.logprobs, state.length, state.finish)
-            )
-            yield _trajectories(each, prompt_id[:rows], sample[:rows], tokens, logprobs, length, finish)
-            if (finish >= 0).all():
+                state = self._end_at_stop_strings(state, sampling.stop, start)
+            finish = sharding.fetch(state.finish)[:rows]
+            ended = (finish != GOING).all()
+            if ended or shown:
+                tokens, logprobs, length = (sharding.fetch(x)[:rows] for x in (state.tokens, state.logprobs, state.length))
+                yield _trajectories(each, prompt_id[:rows], sample[:rows], tokens, logprobs, length, finish)
+            if ended:
                 return
 
     def _prompt_width(self, longest: int, cap: int) -> int:
@@ -263,15 +265,25 @@ class Sampler:
             step=state.step + 1,
         )
 
-    def _end_at_stop_strings(self, state: Decoding, stop: tuple[str, ...]) -> Decoding:
-        """Ends rows whose text holds a stop string at the token that completes it, and forgets what came after."""
+    def _end_at_stop_strings(self, state: Decoding, stop: tuple[str, ...], searched: int) -> Decoding:
+        """Ends rows whose text holds a stop string at the token that completes it, and forgets what came after. The first
+        ``searched`` tokens hold none: of these only as many are looked at as a string that goes on behind them may have, a
+        byte being the least that a token adds to a text."""
         tokens, length, finish = (sharding.fetch(x).copy() for x in (state.tokens, state.length, state.finish))
-        for row in range(len(tokens)):
-            ids = tokens[row, : length[row]].tolist()
-            if finish[row] == 2 or not any(s in self.text(ids) for s in stop):
-                continue
-            length[row] = next(n for n in range(1, len(ids) + 1) if any(s in self.text(ids[:n]) for s in stop))
-            finish[row] = 2
+        first = max(0, searched - max(len(s.encode()) for s in stop))
+        grown = np.flatnonzero(length > searched)
+        for row in grown:
+            ids = tokens[row, first : length[row]].tolist()
+
+            def holds(n: int, ids=ids) -> bool:
+                text = self.text(ids[:n])
+                return any(s in text for s in stop)
+
+            if holds(len(ids)):
+                length[row] = first + bisect_left(range(len(ids)), True, lo=searched - first, key=holds)
+                finish[row] = FINISH.index("stop_string")
+        if not (finish[grown] == FINISH.index("stop_string")).any():
+            return state
         kept = np.arange(tokens.shape[1]) < length[:, None]
         return state.replace(
             tokens=jax.device_put(jnp.where(kept, state.tokens, 0), self._layout.tokens),
