@@ -43,8 +43,8 @@ class Opened:
     """The Hugging Face config that the weights came with."""
     commit: str | None = None
     """Of the Hub repository that they came from."""
-    is_run: bool = False
-    """Ours, and not another's release."""
+    trained_length: int = 0
+    """Tokens of the rows that a run trained it on; 0: it is not of a run."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -116,6 +116,7 @@ def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
     saved = config.from_json(config.Model, json.loads((about / "model.json").read_text()), "model")
     text = config.from_json(config.Text, json.loads((about / "text.json").read_text()), "text")
     text = dataclasses.replace(text, tokenizer="auto")  # the run's own copy: what it was made with may be gone
+    stage = json.loads((run / "config.json").read_text())
     origin = json.loads((about / ORIGIN).read_text()) if (about / ORIGIN).is_file() else None
 
     def read(model: config.Model, shardings: Any, report: Report) -> Any:
@@ -134,7 +135,7 @@ def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
             checkpoints.close()
         return jax.tree.map(lambda x, s: x.astype(s.dtype), params, abstract(decoder.specs(model)))
 
-    return Opened(name, saved, tokenizers.from_files(about), text, read, origin, is_run=True)
+    return Opened(name, saved, tokenizers.from_files(about), text, read, origin, trained_length=stage["sequence_length"])
 
 
 def describe(

@@ -24,7 +24,7 @@ from r1jax.convert import export, write
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import byte_tokenizer
 from r1jax.models import decoder
-from r1jax.stages.export import export_step
+from r1jax.stages.export import export_step, plan_export
 
 pytestmark = pytest.mark.parity
 WITH_MTP = FAMILIES | {"DeepseekV3 with MTP": MLA}
@@ -132,6 +132,19 @@ def test_another_engine_writes_prompts_as_in_training(run, tmp_path):
     tokenizer.save(tmp_path / "options")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "options")
     assert theirs.apply_chat_template(asked, tokenize=False) == 'What is "two"\nplus two?now!'
+
+
+def test_engines_may_write_sequences_as_long_as_those_trained_on(run, tmp_path):
+    _, model, _ = run
+    path = shutil.copytree(run[0], tmp_path / "run")
+    long = config.SFT(model=model, sequence_length=32768)
+    (path / "config.json").write_text(json.dumps(config.to_json(long)))
+    assert run_export(path, tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 32768
+    opened, text = loading.open_model(str(path)), config.Text()
+    assert plan_export(long, model, text, byte_tokenizer(), None).config["max_position_embeddings"] == 32768
+    released = dataclasses.replace(opened, origin=config_of(model) | {"max_position_embeddings": 65536})
+    assert plan_export(long, model, text, byte_tokenizer(), released).config["max_position_embeddings"] == 65536
 
 
 def test_a_run_in_a_bucket_keeps_its_template(run, tmp_path, monkeypatch):

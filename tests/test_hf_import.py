@@ -310,7 +310,7 @@ def test_a_run_keeps_where_it_came_from_and_loads_in_another_dtype(qwen3_moe, tm
     opened = loading.open_model(str(qwen3_moe))
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text(json.dumps({"kind": "sft", "sources": []}))
+    (run / "config.json").write_text(json.dumps(config.to_json(config.SFT(init="released"))))
     loading.describe(run, opened.model, Text(), tokenizer.byte_tokenizer(), opened.origin)
     with contextlib.closing(Checkpointer(run / "checkpoints")) as checkpoints:
         checkpoints.save(1, {"params": load(qwen3_moe)[0]}, {}, None)

@@ -61,7 +61,11 @@ class Plan:
 
 
 def plan(
-    model: config.Model, tokenizer: Tokenizer | None, dtype: DType | None = None, origin: Mapping[str, Any] | None = None
+    model: config.Model,
+    tokenizer: Tokenizer | None,
+    dtype: DType | None = None,
+    origin: Mapping[str, Any] | None = None,
+    trained_length: int = 0,
 ) -> Plan:
     """What an export of ``model`` writes.
 
@@ -70,6 +74,7 @@ def plan(
       dtype: None is the origin's ``torch_dtype`` (float32 for float16), whether or not it was quantised; without an origin the
         model's ``param_dtype``. ``fp8`` is DeepSeek's: matrices in blocks of 128 x 128, the rest bfloat16.
       origin: the config.json that the model was imported from.
+      trained_length: tokens of the rows that it was trained on, which engines must allow.
 
     Raises:
       ConfigError: no released family can say what the model does.
@@ -82,7 +87,7 @@ def plan(
         param_dtype="bfloat16" if dtype == "fp8" else dtype,
         rope=dataclasses.replace(model.rope, interleaved=model.rope.interleaved or half_split),
     )
-    described = hf_config.write(model, origin)
+    described = hf_config.write(model, origin, trained_length)
     family = hf_config.family(described)
     specs = decoder.specs(model)
     tensors = []

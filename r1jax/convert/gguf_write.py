@@ -49,17 +49,24 @@ class Plan:
         return sum(_bytes(entry.shape, kind) for entry, _, kind in self.tensors)
 
 
-def plan(model: config.Model, tokenizer: Tokenizer, dtype: DType = "f16", origin: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    model: config.Model,
+    tokenizer: Tokenizer,
+    dtype: DType = "f16",
+    origin: Mapping[str, Any] | None = None,
+    trained_length: int = 0,
+) -> Plan:
     """What an export of ``model`` writes.
 
     Args:
       origin: the config.json that the model was imported from.
+      trained_length: tokens of the rows that it was trained on, which engines must allow.
 
     Raises:
       ConfigError: llama.cpp has no architecture for the model, or no field for something of it or of the tokenizer.
     """
     gguf = library()
-    said = hf_config.write(model, origin)
+    said = hf_config.write(model, origin, trained_length)
     family, scaling = said["model_type"], said["rope_scaling"] or {}
     if family not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)

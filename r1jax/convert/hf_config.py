@@ -141,12 +141,13 @@ def read(hf: Mapping[str, Any]) -> config.Model:
     return config.from_json(config.Model, said, "config.json")
 
 
-def write(model: config.Model, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def write(model: config.Model, like: Mapping[str, Any] | None = None, trained_length: int = 0) -> dict[str, Any]:
     """The config.json of a Model under the released names.
 
     Args:
       like: the config.json that it was imported from: fields that a Model does not have are kept (``max_position_embeddings``,
         the ids of special tokens, ...), and the family with them.
+      trained_length: tokens of the rows that it was trained on, which ``max_position_embeddings`` is at least.
 
     Raises:
       ConfigError: the family cannot say what the Model does.
@@ -155,6 +156,7 @@ def write(model: config.Model, like: Mapping[str, Any] | None = None) -> dict[st
     a, layers = model.attention, _feed_forwards(model)
     out = {"max_position_embeddings": int(model.rope.original_length * model.rope.factor), "use_cache": True}
     out |= {name: value for name, value in (like or {}).items() if name not in NOT_KEPT}
+    out["max_position_embeddings"] = max(out["max_position_embeddings"] or 0, trained_length)
     out |= {"architectures": [next(name for name, its in ARCHITECTURES.items() if its == kind)], "model_type": kind}
     out |= _give(model, COMMON) | {"num_hidden_layers": len(layers), "hidden_act": "silu", "attention_dropout": 0.0}
     out |= {"rope_theta": model.rope.theta, "rope_scaling": _scaling(model.rope, a.kind == "mla")}

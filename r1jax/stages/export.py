@@ -31,14 +31,14 @@ def export(command: commands.Export) -> int:
     refuse_taken(command.out)
     opened = loading.open_model(command.model)
     tokenizer = opened.found_tokenizer
-    if opened.is_run:
+    if opened.trained_length:
         tokenizer = with_template(opened.text, tokenizer)
     if command.out.suffix == ".gguf":
         room, dtype = gguf_write, {"float32": "f32", None: "f16"}.get(command.dtype, command.dtype)
         tokenizer = tokenizer or opened.tokenizer
     else:
         room, dtype = hugging_face, command.dtype
-    planned = room.plan(opened.model, tokenizer, dtype, opened.origin)
+    planned = room.plan(opened.model, tokenizer, dtype, opened.origin, opened.trained_length)
     if command.like is not None:
         refuse_differences(planned, command.like)
     # What is quantised is made from all the digits that there are.
@@ -57,14 +57,16 @@ def export(command: commands.Export) -> int:
 
 
 def plan_export(
-    settings: config.Export, model: config.Model, text: config.Text, tokenizer: Tokenizer, opened: loading.Opened | None
+    stage: config.Stage, model: config.Model, text: config.Text, tokenizer: Tokenizer, opened: loading.Opened | None
 ) -> hugging_face.Plan:
-    """What the exports of a run write.
+    """What the exports of a stage's run write.
 
     Raises:
       ConfigError: no released family can say what the model does.
     """
-    return hugging_face.plan(model, with_template(text, tokenizer), settings.dtype, opened and opened.origin)
+    return hugging_face.plan(
+        model, with_template(text, tokenizer), stage.export.dtype, opened and opened.origin, stage.sequence_length
+    )
 
 
 def export_step(planned: hugging_face.Plan, params: Any, folder: Path, step: int, keep: int) -> None:

@@ -91,7 +91,7 @@ def prepare(
     rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
     needed = memory.table(stage, model, mesh)
     memory.check(needed, stage, model, mesh)
-    export = plan_export(stage.export, model, text, found, opened) if stage.export.every else None
+    export = plan_export(stage, model, text, found, opened) if stage.export.every else None
     commits = {"init": opened and opened.commit} | {f"sources.{s.name}": r.commit for s, r in loaded}
     commits = {place: commit for place, commit in commits.items() if commit is not None}
     parts = (("sources", loaded), ("eval.sources", evaluated))
