@@ -166,6 +166,14 @@ def test_a_chain_is_one_group():
         assert groups(*(chain[i] for i in order)) == [[0, 1, 2, 3]]
 
 
+def test_a_bucket_is_searched_to_the_end():
+    """A star, its centre first and last, where only the centre is like the others."""
+    for centre in (0, 3):
+        parent = {row: row for row in range(5)}
+        dedupe.unite([0, 1, 2, 3, 4], parent, lambda a, b, centre=centre: centre in (a, b) and 4 not in (a, b))
+        assert len({dedupe.root(parent, row) for row in range(4)}) == 1 and dedupe.root(parent, 4) == 4
+
+
 def jaccard(a, b):
     """By hand, of word 5-grams."""
     sets = [{tuple(text.split()[i : i + 5]) for i in range(max(len(text.split()) - 4, 1))} for text in (a, b)]

@@ -195,11 +195,15 @@ def _table_of_rare(hashes: np.ndarray, owners: np.ndarray, questions: np.ndarray
       owners: int64[N], the row of each.
       questions: int64[rows], the question that each row asks.
     """
-    pairs = np.unique(np.stack([hashes, questions[owners].astype(np.uint64)]), axis=1)
-    runs, count = np.unique(pairs[0], return_counts=True)
-    rare = ~np.isin(hashes, runs[count > COMMON])
-    once = np.unique(np.stack([hashes[rare], owners[rare].astype(np.uint64)]), axis=1)
-    return _Table(once[0], once[1].astype(np.int64)), int((count > COMMON).sum())
+    order = np.lexsort((owners, questions[owners], hashes))
+    hashes, owners = hashes[order], owners[order]
+    other_run = np.diff(hashes, prepend=~hashes[:1]) != 0
+    other_question = other_run | (np.diff(questions[owners], prepend=-1) != 0)
+    run = np.cumsum(other_run) - 1
+    common = np.bincount(run[other_question]) > COMMON
+    once = other_run | (np.diff(owners, prepend=-1) != 0)
+    chosen = once & ~common[run]
+    return _Table(hashes[chosen], owners[chosen]), int(common.sum())
 
 
 def _questions(prompt: str | list[dict]) -> list[str]:

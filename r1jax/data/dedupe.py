@@ -90,10 +90,10 @@ def find_groups(rows: Iterable[tuple[str, dict]], threshold: float) -> list[Grou
     shingles = {number: Shingles(row).hashes for number, (_, row) in enumerate(rows) if number in wanted}
     parent = {row: row for row in wanted}
     for bucket in sorted(buckets):
-        _unite(bucket, parent, lambda a, b: similarity(shingles[a], shingles[b]) >= threshold)
+        unite(bucket, parent, lambda a, b: similarity(shingles[a], shingles[b]) >= threshold)
     groups: dict[int, list[int]] = defaultdict(list)
     for row in sorted(wanted):
-        groups[_root(parent, row)].append(row)
+        groups[root(parent, row)].append(row)
     return [
         Group(group, [similarity(shingles[group[0]], shingles[row]) for row in group])
         for group in groups.values()
@@ -150,22 +150,21 @@ def _same(band: np.ndarray) -> list[tuple[int, ...]]:
     return [tuple(order[a:b].tolist()) for a, b in zip(starts, ends, strict=True) if b - a > 1]
 
 
-def _unite(bucket: Sequence[int], parent: dict[int, int], alike: Callable[[int, int], bool]) -> None:
+def unite(bucket: Sequence[int], parent: dict[int, int], alike: Callable[[int, int], bool]) -> None:
     """Links the rows of a bucket that are alike. Those that are linked already are not compared."""
     parts: list[list[int]] = []
     for row in bucket:
         joined, apart = [row], []
         for part in parts:
-            if _root(parent, row) == _root(parent, part[0]) or any(alike(row, other) for other in part):
-                low, high = sorted((_root(parent, row), _root(parent, part[0])))
-                parent[high] = low
+            if root(parent, row) == root(parent, part[0]) or any(alike(row, other) for other in part):
+                parent[root(parent, row)] = root(parent, part[0])
                 joined += part
             else:
                 apart.append(part)
         parts = [*apart, joined]
 
 
-def _root(parent: dict[int, int], row: int) -> int:
+def root(parent: dict[int, int], row: int) -> int:
     while parent[row] != row:
         parent[row] = row = parent[parent[row]]
     return row
