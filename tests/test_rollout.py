@@ -1,6 +1,8 @@
 """Sampling: what an answer is must depend on nothing but the run, the round, the question and the number of the answer."""
 
 import dataclasses
+import gc
+import weakref
 from functools import partial
 
 import jax
@@ -35,6 +37,10 @@ def letters(ids):
     return "".join(f"{i:02d}" for i in ids)
 
 
+def one_device():
+    return sharding.make_mesh(config.Mesh(fsdp=1))
+
+
 @pytest.fixture(scope="module")
 def params():
     return {name: draw(model) for name, model in MODELS.items()}
@@ -42,9 +48,8 @@ def params():
 
 @pytest.fixture(scope="module")
 def samplers(params):
-    mesh = sharding.make_mesh(config.Mesh(fsdp=1))
     engine = config.Engine(slots=8, max_prompt_tokens=32, chunk=5)
-    made = {name: Sampler(model, engine, mesh, end_ids=END, text=letters, seed=11) for name, model in MODELS.items()}
+    made = {name: Sampler(model, engine, one_device(), end_ids=END, text=letters, seed=11) for name, model in MODELS.items()}
     for name, sampler in made.items():
         sampler.load(params[name])
     return made
@@ -229,7 +234,7 @@ def test_an_answer_that_is_watched_is_the_same_and_compiles_nothing_more(sampler
             assert [int(s.finish[0]) for s in steps] == [GOING] * (len(steps) - 1) + [FINISH.index(finish)]
             same(answers(steps[-1]), whole)
     # one prompt at a time is another prefill; the decode loop is the one that `warm` has compiled
-    assert compiled.count("jit(_prefill_rows)") <= 1 and "jit(_decode_rows)" not in compiled
+    assert compiled.count("jit(prefill)") <= 1 and "jit(decode)" not in compiled
     assert {len(ids) > 5 for ids, _, _ in whole.values()} == {True, False}
 
 
@@ -257,6 +262,24 @@ def test_mistakes_are_refused(samplers, params):
         bare.generate(PROMPTS, dataclasses.replace(WARM, stop=("a",)))
     with pytest.raises(ValueError, match="25 tokens.*24"):
         bare.generate([[1] * 13], WARM)
+
+
+def test_weights_go_before_others_come_and_with_the_sampler(params, monkeypatch):
+    gc.disable()  # a pipeline's next stage loads its weights long before the collector comes by
+    try:
+        sampler = Sampler(MODELS["gqa"], config.Engine(slots=1, max_prompt_tokens=8), one_device(), end_ids=END)
+        sampler.load(params["gqa"])
+        first, gone, reshard = weakref.ref(sampler.params["final_norm"]["scale"]), [], sampler._reshard
+        monkeypatch.setattr(sampler, "_reshard", lambda new: gone.append(first() is None) or reshard(new))
+        sampler.load(params["gqa"])
+        assert gone == [True]
+        sampler.generate([[1]], dataclasses.replace(WARM, max_new_tokens=1))
+        second = weakref.ref(sampler.params["final_norm"]["scale"])
+        monkeypatch.undo()
+        del sampler, reshard
+        assert second() is None
+    finally:
+        gc.enable()
 
 
 # -- One token
