@@ -1,7 +1,7 @@
 """``r1jax data decontaminate``: rows that share a run of words with a benchmark.
 
-R1 matched 10-grams of evaluation questions and solutions against its training data (arXiv 2501.12948v2, D.1). DeepSeekMath, by
-the same people, matched benchmark texts of 3 to 9 words as a whole (arXiv 2402.03300, 2.1). Neither says more. Here
+R1 matched 10-grams of evaluation questions and solutions against its training data (arXiv 2501.12948v2, D.1). DeepSeekMath, of
+the same company, matched benchmark texts of 3 to 9 words as a whole (arXiv 2402.03300, 2.1). Neither says more. Here
 
 - a word is what ``r1jax.data.words`` says, and 16 characters of Chinese count as 10 words;
 - every text of a benchmark's row that has 10 words counts: question, solution, options. A shorter one counts only if it is the
