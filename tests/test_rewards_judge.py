@@ -240,9 +240,11 @@ def test_verdicts(reply, value):
 # -- Faults
 
 
-def test_a_malformed_verdict_is_no_zero_and_is_asked_for_again_next_time(server, ask):
+def test_a_malformed_verdict_is_no_zero_and_is_asked_for_again_next_time(server, ask, tmp_path):
     server.then("I cannot say.", (200, {}, b'{"choices": [{"message": {"content": null}}]}'), CORRECT)
-    assert [(s.value, s.status) for s in (ask(), ask(), ask(), ask())] == [(0, "invalid")] * 2 + [(1, "ok")] * 2
+    assert [(s.value, s.status) for s in (ask(), ask())] == [(0, "invalid")] * 2
+    assert not list((tmp_path / "cache").iterdir())
+    assert [(s.value, s.status) for s in (ask(), ask())] == [(1, "ok")] * 2
     assert len(server.requests) == 3
 
 
@@ -359,7 +361,12 @@ def test_a_damaged_entry_is_asked_for_again(server, ask, tmp_path):
 
 
 def test_workers_share_a_cache_and_wait_longer_than_their_limit(server, tmp_path):
+    refused = []
+
     def say(body):
+        if not refused:
+            refused.append(body)
+            return 429, {"Retry-After": "0.8"}, b""
         time.sleep(0.8)
         right = "even" if int(body["messages"][0]["content"]) % 2 == 0 else "odd"
         return json.dumps({"analysis": right, "correctness": right == "even"})
@@ -373,7 +380,7 @@ def test_workers_share_a_cache_and_wait_longer_than_their_limit(server, tmp_path
             scores = [s[name] for s in pool.score(items)]
         assert [(s.value, s.status) for s in scores] == [(float(n % 2 == 0), "ok") for n in range(24)]
         # Two workers may ask the same at the same time.
-        assert 6 <= len(server.requests) <= 12, round
+        assert 6 <= len(server.requests) - len(refused) <= 12, round
     assert server.most_at_once == 2
     assert len([p for p in (tmp_path / "cache").rglob("*") if p.is_file()]) == 6  # and no unfinished ones
 
