@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data.packing import pack, pack_sequences
+from r1jax.data.packing import deal, pack, pack_sequences
 
 
 def test_best_fit_takes_the_fullest_row_with_room():
@@ -21,6 +21,26 @@ def test_every_sequence_is_in_one_row_and_no_row_overflows(lengths):
     # Two rows that would fit into one are never left by best fit.
     loads = sorted(sum(lengths[i] for i in row) for row in rows)
     assert len(loads) < 2 or loads[0] + loads[1] > 20
+
+
+def test_rows_are_dealt_there_and_back():
+    # Sorted: 9 8 7 6, then 5 4. The devices hold rows 0, 1 and 2, 3; of the first micro-batch they get 9 + 6 and 8 + 7.
+    assert deal([4, 9, 7, 5, 8, 6], rows=4, ways=2) == [6, 0, 3, 4, 2, 1]
+    assert deal([1, 3, 2], rows=2, ways=1) == [2, 0, 1]
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.sampled_from([(1, 1), (4, 1), (4, 2), (4, 4), (12, 3), (8, 2)]))
+def test_devices_of_a_micro_batch_have_about_as_many_tokens(loads, shape):
+    rows, ways = shape
+    places = deal(loads, rows, ways)
+    assert len(set(places)) == len(loads) and places == deal(loads, rows, ways)
+    micro_batches = -(-len(loads) // rows)
+    laid = np.zeros((micro_batches, rows), int)
+    laid.reshape(-1)[places] = loads
+    by_device = laid.reshape(micro_batches, ways, rows // ways).sum(-1)
+    assert (by_device.max(-1) - by_device.min(-1) <= laid.max(-1) - laid.min(-1)).all()
+    if micro_batches > 1:  # alike rows lie together, and only the last micro-batch has empty ones
+        assert (laid[:-1].min(-1) >= laid[1:].max(-1)).all() and laid[:-1].all()
 
 
 def test_a_batch_by_hand():
@@ -74,8 +94,9 @@ sequence = st.integers(1, 9).flatmap(
 
 
 @settings(max_examples=60)
-@given(st.lists(sequence, max_size=12), st.integers(1, 3), st.booleans())
-def test_unpacking_gives_back_every_sequence(sequences, rows, normalized):
+@given(st.lists(sequence, max_size=12), st.sampled_from([(1, 1), (2, 1), (3, 3), (4, 2)]), st.booleans())
+def test_unpacking_gives_back_every_sequence(sequences, shape, normalized):
+    rows, ways = shape
     tokens, trained, logprobs, advantages = (list(x) for x in zip(*sequences, strict=True)) if sequences else ([], [], [], [])
     batch, filled = pack_sequences(
         tokens,
@@ -85,6 +106,7 @@ def test_unpacking_gives_back_every_sequence(sequences, rows, normalized):
         advantages=advantages,
         sampler_logprobs=logprobs,
         normalize="sequence" if normalized else "token",
+        ways=ways,
     )
     assert batch.tokens.shape[0] == max(filled, 1)
     found = []
@@ -123,5 +145,7 @@ def test_what_cannot_be_packed_is_refused():
         pack_sequences([[]], [[]], rows=1, length=4)
     with pytest.raises(ValueError, match="trained 0 has 1 entries for 2 tokens"):
         pack_sequences([[1, 2]], [[1]], rows=1, length=4)
+    with pytest.raises(ValueError, match="3 rows do not divide among 2 devices"):
+        pack_sequences([[1, 2]], [[0, 1]], rows=3, length=4, ways=2)
     with pytest.raises(ValueError, match="3 packed rows need 2 micro-batches of 2 rows, more than micro_batches=1"):
         pack_sequences([[1] * 4] * 3, [[1] * 4] * 3, rows=2, length=4, micro_batches=1)

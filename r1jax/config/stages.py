@@ -133,6 +133,9 @@ class GRPO(Stage):
     """Whose log-probs of the sampled tokens stand for pi_old; ``trainer`` computes them once per round."""
     importance_cap: float = 0.0
     """Weights tokens by min(pi_old / pi_sampler, cap) (truncated importance sampling); 0 switches it off."""
+    dynamic_sampling: int = 0
+    """Replace groups whose answers all earn the same by answers to the next questions, at most so many times a round (after
+    DAPO, arXiv 2503.14476, section 3.2); those that are left then count as they are. 0 never does, as R1."""
     length_schedule: tuple[tuple[int, int], ...] = ()
     """(step, cap) pairs: from that step on, answers may have ``cap`` tokens (R1-Zero: 32768, then 65536 from step 8200)."""
     share_prompts: bool = True
@@ -148,8 +151,10 @@ class GRPO(Stage):
             raise ConfigError(f"group is {self.group}; an advantage compares at least 2 answers to one question")
         if self.questions < 1 or self.minibatches < 1:
             raise ConfigError("questions and minibatches must be at least 1")
-        if min(self.clip_low, self.clip_high, self.kl_beta, self.importance_cap, self.reference_every) < 0:
-            raise ConfigError("clip_low, clip_high, kl_beta, importance_cap and reference_every must be >= 0")
+        if min(self.clip_low, self.clip_high, self.kl_beta, self.importance_cap) < 0:
+            raise ConfigError("clip_low, clip_high, kl_beta and importance_cap must be >= 0")
+        if min(self.reference_every, self.dynamic_sampling) < 0:
+            raise ConfigError("reference_every and dynamic_sampling must be >= 0")
         if self.sampling.temperature <= 0:
             raise ConfigError("sampling.temperature is 0: every answer of a group would be the same; use 1")
         rising = list(self.length_schedule) == sorted(self.length_schedule)

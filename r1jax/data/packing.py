@@ -1,4 +1,9 @@
-"""Sequences of many lengths laid into rows of one length."""
+"""Sequences of many lengths laid into rows of one length.
+
+R1's trainer sorts a batch by length, deals it to the ranks, fills rows by best fit on each, and makes their number equal
+(arXiv 2501.12948v2, B.1). Here best fit is over all ranks, which leaves fewer rows, and the filled rows are dealt; every rank
+has as many rows of each micro-batch by construction.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +47,26 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def deal(loads: Sequence[int], rows: int, ways: int) -> list[int]:
+    """Where each filled row goes: place p is row ``p % rows`` of micro-batch ``p // rows``.
+
+    They are taken by falling number of tokens, so that those of one micro-batch are alike, and dealt to its devices there and
+    back. Of the real tokens in a micro-batch no device then has more than another by more than its fullest row has over its
+    emptiest.
+
+    Args:
+      loads: real tokens of the filled rows.
+      rows: of a micro-batch.
+      ways: devices that share them, ``rows / ways`` next to each other on each.
+    """
+    each = rows // ways
+    turns = [d * each + k for k in range(each) for d in (range(ways) if k % 2 == 0 else reversed(range(ways)))]
+    places = [0] * len(loads)
+    for number, row in enumerate(sorted(range(len(loads)), key=lambda i: -loads[i])):
+        places[row] = number // rows * rows + turns[number % rows]
+    return places
+
+
 def pack_sequences(
     sequences: Sequence[Sequence[int] | np.ndarray],
     trained: Sequence[Sequence[bool] | np.ndarray],
@@ -52,6 +77,7 @@ def pack_sequences(
     sampler_logprobs: Sequence[Sequence[float] | np.ndarray] | None = None,
     normalize: str = "sequence",
     micro_batches: int | None = None,
+    ways: int = 1,
     group: int = 1,
     prompt_length: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[PackedBatch, int]:
@@ -73,6 +99,7 @@ def pack_sequences(
       normalize: ``sequence`` gives each target the weight 1/|o|, where |o| counts the sequence's targets that are trained on;
         ``token`` and ``constant`` give 1.
       micro_batches: M; None is as many as the rows fill, at least 1. More are padded with empty ones.
+      ways: devices that share a micro-batch's rows, a divisor of ``rows``; they get about as many real tokens each.
       group: this many sequences one after the other begin with the same prompt, and share it.
       prompt_length: int[N], tokens of each sequence's prompt; needed for ``group`` above 1.
 
@@ -80,7 +107,8 @@ def pack_sequences(
       A ``PackedBatch`` of numpy arrays [M, B, T], and the number of micro-batches that are not empty; these come first.
 
     Raises:
-      ValueError: a sequence is empty or longer than T, arguments disagree in length, or M micro-batches do not suffice.
+      ValueError: a sequence is empty or longer than T, arguments disagree in length, M micro-batches do not suffice, or
+        ``ways`` does not divide ``rows``.
     """
     if normalize not in ("sequence", "token", "constant"):
         raise ValueError(f"normalize is {normalize!r}; use 'sequence', 'token' or 'constant'")
@@ -91,7 +119,10 @@ def pack_sequences(
     if advantages is not None and len(advantages) != len(sequences):
         raise ValueError(f"{len(advantages)} advantages for {len(sequences)} sequences; there must be one each")
     bundles = _bundles(lengths, group, prompt_length, length)
-    bins = pack([sum(stop - start for _, start, stop in bundle) for bundle in bundles], length)
+    if rows % ways:
+        raise ValueError(f"{rows} rows do not divide among {ways} devices")
+    sizes = [sum(stop - start for _, start, stop in bundle) for bundle in bundles]
+    bins = pack(sizes, length)
     filled = -(-len(bins) // rows)
     total = max(filled, 1) if micro_batches is None else micro_batches
     if filled > total:
@@ -100,7 +131,8 @@ def pack_sequences(
     # A piece is a stretch of one sequence. From here on one flat array per field, over the tokens of all pieces in the bins'
     # order.
     pieces, row, segment, prefix = [], [], [], []
-    for number, members in enumerate(bins):
+    places = deal([sum(sizes[i] for i in members) for members in bins], rows, ways)
+    for number, members in sorted(zip(places, bins, strict=True)):
         used = 0
         for bundle in (bundles[i] for i in members):
             pieces += bundle

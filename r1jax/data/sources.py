@@ -125,8 +125,8 @@ class Rows(Sequence):
 class Mixture:
     """Several sources as one endless sequence: ``mixture[i]``, for any i >= 0, is a function of sources, seed and i alone.
 
-    In every prefix each source has its share by weight, to within a row. A source's rows come once each before any comes
-    again, in another order each time, or by ``source.order``.
+    In every prefix each source has its share by weight, to within a row per other source. A source's rows come once each
+    before any comes again, in another order each time, or by ``source.order``.
     """
 
     def __init__(self, sources: Sequence[tuple[Source, Sequence[dict]]], seed: int):
@@ -155,7 +155,7 @@ class Mixture:
         return self._mixed[index]
 
     def epochs(self, index: int) -> dict[str, float]:
-        """Source name -> how often its rows have come in the ``index`` first rows, to within one row."""
+        """Source name -> how often its rows have come in the ``index`` first rows, to within a row per other source."""
         return {name: index * share for name, share in self._per_row.items()}
 
     @property

@@ -27,8 +27,7 @@ def train(work: Workspace) -> None:
     stage = work.stage
     while work.step < stage.steps:
         began = work.step
-        asked = next_questions(work)
-        answers = roll_out(work, asked)
+        answers = next_answers(work)
         advantages = group_advantages(answers.rewards, stage.group, std=stage.advantage_std)
         write_samples(work, answers, advantages)
         minibatches = split(work, answers, advantages)
@@ -44,14 +43,51 @@ def train(work: Workspace) -> None:
         end_of_round(work, began)
 
 
-def next_questions(work: Workspace) -> list[Question]:
+def next_answers(work: Workspace) -> Answers:
+    """Answers to a round's questions. With ``dynamic_sampling``, groups without a signal give way to answers to the questions
+    that come next."""
+    stage = work.stage
+    answers = roll_out(work, next_questions(work, stage.questions * stage.minibatches))
+    work.replaced = 0
+    for _ in range(stage.dynamic_sampling):
+        silent = no_signal(answers.rewards, stage.group)
+        if not silent.any():
+            break
+        more = roll_out(work, next_questions(work, int(silent.sum())))
+        answers = replace_groups(answers, silent, more)
+        work.replaced += int(silent.sum())
+    return answers
+
+
+def next_questions(work: Workspace, count: int) -> list[Question]:
     """The next rows whose prompts fit; the others are left out and counted."""
-    stage, cursor = work.stage, work.cursor
+    cursor = work.cursor
     asked, cursor.row, left_out = asking.take(
-        work.mixture, cursor.row, stage.questions * stage.minibatches, work.template, stage.engine.max_prompt_tokens
+        work.mixture, cursor.row, count, work.template, work.stage.engine.max_prompt_tokens
     )
     cursor.left_out += left_out
     return asked
+
+
+def replace_groups(answers: Answers, where: np.ndarray, new: Answers) -> Answers:
+    """``answers`` with ``new`` in the place of the groups at which ``where``, bool[Q], is true."""
+    count, group = len(answers.rewards), len(answers.rewards) // len(where)
+    rows = np.arange(count)
+    rows[np.repeat(where, group)] = count + np.arange(len(new.rewards))
+    width = max(a.trajectories.tokens.shape[1] for a in (answers, new))
+
+    def joined(*parts: np.ndarray) -> np.ndarray:
+        padded = [np.pad(x, ((0, 0), (0, width - x.shape[1]))) if x.ndim == 2 else x for x in parts]
+        return np.concatenate(padded)[rows]
+
+    def chosen(*parts: list) -> list:
+        both = [x for part in parts for x in part]
+        return [both[i] for i in rows]
+
+    return Answers(
+        chosen(answers.questions, new.questions), jax.tree.map(joined, answers.trajectories, new.trajectories),
+        chosen(answers.completions, new.completions), chosen(answers.scores, new.scores), joined(answers.rewards, new.rewards),
+    )  # fmt: skip
 
 
 def length_cap(stage: config.GRPO, step: int) -> int:
@@ -103,6 +139,7 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
         sampler_logprobs=[t.logprobs[i, s] for i, s in zip(rows, spans, strict=True)],
         normalize=stage.normalize,
         micro_batches=-(-len(rows) // stage.micro_batch),
+        ways=trainer.ways,
         group=stage.group if stage.share_prompts else 1,
         prompt_length=t.prompt_length[rows],
     )
@@ -128,7 +165,9 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
     )  # fmt: skip
     values = metrics | asking.reward_metrics(mine)
     values["groups/no_signal"] = float(no_signal(mine.rewards, stage.group).mean())
-    values["data/left_out"] = float(work.cursor.left_out)
+    if stage.dynamic_sampling:
+        values["groups/replaced"] = float(work.replaced)
+    values |= work.data_metrics()
     values["round"] = float(work.cursor.round)
     values["tokens_per_s/rollout"] = work.rollout_rate
     work.write(work.step, values)

@@ -25,6 +25,7 @@ def train(work: Workspace) -> None:
                 length=stage.sequence_length,
                 normalize="token",
                 micro_batches=-(-stage.batch // stage.micro_batch),
+                ways=work.trainer.ways,
             )
             tokens = int(batch.mask.sum())
             total = denominator("token", answers=stage.batch, tokens=tokens, cap=stage.sequence_length)
@@ -32,7 +33,7 @@ def train(work: Workspace) -> None:
             values = {name: float(value) for name, value in metrics.items()}
             work.display.advance(1, int((batch.segments > 0).sum()))
         cursor.round += 1
-        work.write(work.step, values | {"data/left_out": float(cursor.left_out)})
+        work.write(work.step, values | work.data_metrics())
         end_of_step(work)
 
 
