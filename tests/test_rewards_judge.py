@@ -165,7 +165,7 @@ def ask(server, tmp_path, monkeypatch):
 
 def test_the_request(server, ask):
     score = ask()
-    assert (score.value, score.status, score.why) == (1.0, "ok", 'correctness "correct": Both are 4.')
+    assert (score.value, score.status, score.why) == (1.0, "ok", '"correct": Both are 4.')
     ((path, headers, body),) = server.requests
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
     content = body.pop("messages")[0]["content"]

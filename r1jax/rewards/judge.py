@@ -131,7 +131,7 @@ def verdict(reply: str) -> Score:
     value = WORDS.get(word.strip().lower()) if isinstance(word, str) else word
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise NoVerdict(f"the judge's correctness is {json.dumps(word):.100}, neither one of {', '.join(WORDS)} nor in [0, 1]")
-    return Score(float(value), why=f"correctness {json.dumps(word)}: {found.get('analysis', '')}")
+    return Score(float(value), why=f"{json.dumps(word)}: {found.get('analysis', 'no analysis')}")
 
 
 def _fill(template: str, prompt: Any, answer: str, row: dict) -> str:
