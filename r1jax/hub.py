@@ -37,8 +37,11 @@ _BESIDE_WEIGHTS = (
 )
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, weights: bool = True) -> Path:
     """The local directory of a model, or its GGUF file. Of a run that was not here it holds no weights: see ``fetch_below``.
+
+    Args:
+      weights: False leaves safetensors files where they are, unless they are here.
 
     Raises:
       ValueError: there is no such model, or it cannot be fetched; one line that says what to do.
@@ -46,7 +49,7 @@ def resolve(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    folder, files = fetch(name, "model", model_files)
+    folder, files = fetch(name, "model", model_files if weights else _files_beside)
     return folder / files[0] if len(files) == 1 and files[0].endswith(".gguf") else folder
 
 
@@ -120,6 +123,10 @@ def model_files(files: list[str]) -> list[str]:
     return ggufs
 
 
+def _files_beside(files: list[str]) -> list[str]:
+    return [f for f in model_files(files) if not _WEIGHTS.fullmatch(f)]
+
+
 def _fetch(name: str, kind: str, choose: Choose) -> tuple[Path, list[str]]:
     path = Path(name).expanduser()
     if path.is_dir():
@@ -158,7 +165,7 @@ def _from_hub(repo: str, revision: str | None, kind: str, choose: Choose) -> tup
                     files = _below(snapshot)  # what another program put into the cache
             wanted = choose(files)
             if missing := [f for f in wanted if not (snapshot / f).is_file()]:
-                if not sys.stderr.isatty():
+                if not sys.stderr.isatty() or sys.stderr is not sys.__stderr__:  # bars in another's display become lines
                     utils.disable_progress_bars()
                 print(f"{repo}: fetching {_some(missing)} to {snapshot}", file=sys.stderr, flush=True)
                 patterns = [glob.escape(f) for f in wanted]

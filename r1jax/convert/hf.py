@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from r1jax.config import ConfigError
 from r1jax.convert import fp8, gguf, hf_config, names
 from r1jax.convert.fill import Needed, Progress, Read, fill
 from r1jax.convert.names import Entry
-from r1jax.convert.tensors import Info, Tensors
+from r1jax.convert.tensors import Info, Tensors, read_index
 from r1jax.models import decoder
 
 CONFIG = "config.json"
@@ -85,14 +85,10 @@ def open_directory(path: Path) -> Checkpoint:
     """
     path = Path(path)
     said = read_config(path / CONFIG)
-    try:
-        model, family, block = hf_config.read(said), hf_config.family(said), _block(said)
-    except ConfigError as error:
-        raise ConfigError(f"{path / CONFIG}: {error}") from error
     tensors = Tensors.open(path)
     info = tensors.info
-    if not any(name.startswith(f"model.layers.{model.n_layers}.") for name in info):
-        model = dataclasses.replace(model, mtp_depth=0)  # transformers leaves the module out when it saves
+    model, block = _model(path, said, info)
+    family = hf_config.family(said)
     entries = names.entries(model, family, fused=any(name.endswith(".mlp.experts.gate_up_proj") for name in info))
     quantised = {e.name for e in entries if block and e.name in info and info[e.name].dtype == fp8.NAME}
     scales = {scales_of(name): fp8.scale_shape(info[name].shape, block) for name in quantised}
@@ -106,6 +102,18 @@ def open_directory(path: Path) -> Checkpoint:
 
     nbytes = {name: i.nbytes for name, i in info.items()}
     return Checkpoint(path, said, model, tuple(e for e in entries if not e.copy_of), copies, nbytes, read, tensors.close)
+
+
+def announce(path: Path) -> tuple[dict[str, Any], config.Model | None]:
+    """The config of a directory, and its model as ``open_directory`` will find it once its weights are there; None if they must
+    be there to tell.
+
+    Raises:
+      ConfigError: the model is not supported.
+    """
+    said, index = read_config(path / CONFIG), read_index(path)
+    model, _ = _model(path, said, index)
+    return said, None if index is None and model.mtp_depth else model
 
 
 def open_gguf(file: gguf.File) -> Checkpoint:
@@ -148,6 +156,21 @@ def read_config(file: Path) -> dict[str, Any]:
 def scales_of(name: str) -> str:
     """The tensor with the factors of an FP8 weight."""
     return f"{name}_scale_inv"
+
+
+def _model(path: Path, said: Mapping[str, Any], tensors: Iterable[str] | None) -> tuple[config.Model, fp8.Block | None]:
+    """The model, and the block in which it is quantised.
+
+    Args:
+      tensors: the names of all; None: not known.
+    """
+    try:
+        model, block = hf_config.read(said), _block(said)
+    except ConfigError as error:
+        raise ConfigError(f"{path / CONFIG}: {error}") from error
+    if tensors is not None and not any(name.startswith(f"model.layers.{model.n_layers}.") for name in tensors):
+        model = dataclasses.replace(model, mtp_depth=0)  # transformers leaves the module out when it saves
+    return model, block
 
 
 def _block(said: Mapping[str, Any]) -> fp8.Block | None:

@@ -72,7 +72,7 @@ class Tensors:
           ConfigError: a shard is missing, was cut, or its header does not fit its size.
         """
         directory = Path(directory)
-        index = _read_index(directory)
+        index = read_index(directory)
         files = sorted(set(index.values())) if index is not None else _files_without_index(directory)
         info: dict[str, Info] = {}
         for file in files:
@@ -163,7 +163,12 @@ def _check(path: Path, header: dict[str, Any], begin: int, size: int) -> dict[st
     return found
 
 
-def _read_index(directory: Path) -> dict[str, str] | None:
+def read_index(directory: Path) -> dict[str, str] | None:
+    """The file of each tensor; None without an index.
+
+    Raises:
+      ConfigError: it is damaged.
+    """
     file = directory / INDEX
     if not file.is_file():
         return None
