@@ -274,7 +274,7 @@ class Checkpointer:
         earlier = max([s for s in others if s < step] or others, default=None)
         way_out = f"start from {run}@{earlier}, or remove {self.directory / str(step)} to resume from the one before"
         if earlier is None:
-            way_out = "no other checkpoint is left: start a new run"
+            way_out = f"no other checkpoint is left: remove {run} to train it from its beginning"
         return CheckpointError(f"damaged checkpoint: {problem}; {way_out}")
 
 

@@ -133,6 +133,12 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
     except OSError as error:
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
     old = _read_config(path)
+    was, asked = (_stages(c) or [c["kind"]] for c in (old, config_json))
+    if was != asked and last_saved(path):
+        lock.close()
+        raise config.ConfigError(
+            f"{path} is a run of another config: its stages are {', '.join(was)}, not {', '.join(asked)}; name another place"
+        )
     changes = config.diff({name: value for name, value in old.items() if name not in FOUND}, config_json)
     if refused := [c for c in changes if not _is_safe(c[0], config_json, safe) and _has_saved(path, c[0], old)]:
         lock.close()
@@ -167,6 +173,17 @@ def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:
 def has_checkpoint(stage: Path) -> bool:
     """Whether the run directory of a stage, which need not exist, has one."""
     return any(p.name.isdigit() for p in (stage / "checkpoints").glob("*"))
+
+
+def last_saved(path: Path) -> str:
+    """The newest checkpoint of a run in words, ``step 20`` or ``step 20 of grpo``; empty if there is none."""
+    if not is_run(path):
+        return ""
+    found = _read_config(path)
+    for name in [""] if _is_stage(found) else reversed(_stages(found)):
+        if steps := [int(p.name) for p in (path / name / "checkpoints").glob("*") if p.name.isdigit()]:
+            return f"step {max(steps)}" + (f" of {name}" if name else "")
+    return ""
 
 
 def last_stage(path: Path) -> Path:

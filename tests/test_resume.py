@@ -94,7 +94,7 @@ def test_the_interrupted_run_is_the_uninterrupted_one(runs, whole, monkeypatch, 
 
     done = runs.train("pieces", trap=(prompt_of_sft(3), signal.SIGTERM))
     assert done.returncode == PREEMPTED, done.stderr
-    assert "SIGTERM: saved at step 3" in done.stdout and "--run-dir pieces" in done.stdout
+    assert f"told to end: saved at step 3 of {Path('pieces', 'sft')}; go on with --run-dir pieces\n" in done.stdout
     assert [row["step"] for row in tiny.metrics(path / "sft")] == [1, 2, 3]
 
     # In the round before the first checkpoint, but after the evaluation before step 1.

@@ -50,7 +50,7 @@ def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, 
         else:
             train_stage(prepared.get(name), settings, run, name)
     except Preempted as saved:
-        print(saved, flush=True)
+        print(f"{saved}; go on with --run-dir {run.path}", flush=True)
         return PREEMPTED
     except KeyboardInterrupt:
         # The command line says how to go on with a run.

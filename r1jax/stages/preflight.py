@@ -79,12 +79,18 @@ def check_rewards(work: Workspace, asked: list[Question]) -> None:
         judge(question, gold, scores, right=True)
     for question, scores in zip(asked, empties, strict=True):
         judge(question, question.prefill, scores, right=False)
+    earned = {}
     for what, found in (("gold", golds), ("empty", empties)):
         names = dict.fromkeys(name for scores in found for name in scores)
-        means = {name: np.mean([s[name].value for s in found if name in s]) for name in names}
+        means = earned[what] = {name: np.mean([s[name].value for s in found if name in s]) for name in names}
         work.display.note(
             f"preflight: rewards of {len(found)} {what} answers: "
             + (", ".join(f"{name} {mean:.3g}" for name, mean in means.items()) or "none, the rows have no answer")
+        )
+    if blind := [name for name, mean in earned["gold"].items() if mean <= earned["empty"].get(name, mean - 1)]:
+        work.display.note(
+            f"preflight: WARNING: {', '.join(blind)} gives a gold answer no more than an empty one; is this meant? "
+            f"The first gold answer is {known[0][1]!r:.200}"
         )
 
 
@@ -156,15 +162,21 @@ def cause(work: Workspace, answers: Answers) -> str:
         name, first = failed[0]
         return f"{len(failed)} scores of {count} answers failed, the first: reward {name} {first.status}: {first.why}"
     right, cut = correct(work, answers), (answers.trajectories.finish == 0).mean()
+    by_format = answers.values("format") if any("format" in s for s in answers.scores) else None
+    formless = by_format is not None and not np.nansum(by_format)
     if right.all():
         return f"all {count} answers are right already; choose a harder task"
     if cut > 0.5 and not right.any():
         cap = int((answers.trajectories.length - answers.trajectories.prompt_length).max())
+        if formless:
+            return (
+                f"{cut:.0%} of {count} answers were cut at {cap} tokens and none keeps the format: read some, and raise "
+                "sampling.max_new_tokens if they make sense; if not, begin with (more) SFT"
+            )
         return f"{cut:.0%} of {count} answers were cut at {cap} tokens; raise sampling.max_new_tokens"
     if right.any():
         return f"the {count} answers to a question are all alike; raise sampling.temperature or group"
-    by_format = answers.values("format") if any("format" in s for s in answers.scores) else None
-    if by_format is not None and not np.nansum(by_format):
+    if formless:
         return (
             f"none of {count} answers keeps the format and none is right; begin with SFT on a few answers in the format, or "
             "use a template that asks for it"

@@ -52,7 +52,7 @@ class Cursor:
 
 
 class Preempted(Exception):
-    """A SIGTERM arrived; what was learned is saved."""
+    """A SIGTERM or SIGHUP arrived; what was learned is saved."""
 
 
 @dataclass
@@ -131,7 +131,7 @@ class Workspace:
             export_step(self.planned_export, self.state.params, self.run.exports, self.step, self.stage.export.keep)
 
     def stop_if_terminated(self) -> None:
-        """Saves and leaves if a SIGTERM arrived. Call it where the state is whole: between rounds."""
+        """Saves and leaves if a SIGTERM or SIGHUP arrived. Call it where the state is whole: between rounds."""
         told = np.array(self.terminating.is_set())
         if jax.process_count() > 1:
             told = multihost_utils.process_allgather(told)
@@ -140,7 +140,7 @@ class Workspace:
             if seen_by_first(self.checkpoints.latest() != self.step):  # saved just now, it has the score of its evaluation
                 self.save()
                 self.checkpoints.wait()
-            raise Preempted(f"SIGTERM: saved at step {self.step}; go on with --run-dir {self.run.path}")
+            raise Preempted(f"told to end: saved at step {self.step} of {self.run.path}")
 
 
 def seen_by_first(value: bool) -> bool:
@@ -193,7 +193,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         if latest is not None:
             display.note(f"going on from step {latest} of {run.path}")
         ledger = Ledger(run.path, mesh.size)
-        terminating = stack.enter_context(_sigterm())
+        terminating = stack.enter_context(_told_to_end())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
             display, ledger, state, cursor, found.held_out, terminating, found.export,
@@ -226,14 +226,17 @@ def _out_of_memory(display: Display, found: Prepared) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that a SIGTERM sets, instead of ending the process."""
+def _told_to_end() -> Iterator[threading.Event]:
+    """An event that SIGTERM (pre-emption) and SIGHUP (the terminal was closed) set, instead of ending the process."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    # A run under nohup ignores SIGHUP, and goes on doing so.
+    taken = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, lambda *_: event.set()) for s in taken}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for s, handler in before.items():
+            signal.signal(s, handler)
