@@ -35,11 +35,16 @@ TRAIN: Rules = {
     "experts": ("expert",),
 }
 
-# One token per row leaves no sequence to split, so the context axis takes rows too.
-DECODE: Rules = {**TRAIN, "batch": ("data", "fsdp", "expert", "context"), "sequence": ()}
+# A token reads every weight once, so weights stay where they are and rows travel: nothing is split over fsdp, which would have
+# to be gathered for every token, and in a product rows give way to the weights' axes. Weights that are too large so are split
+# by mesh.tensor or mesh.expert. One token per row leaves no sequence to split, so the context axis takes rows too.
+DECODE: Rules = {
+    **{name: axes for name, axes in TRAIN.items() if name not in ("batch", "sequence", "embed")},
+    "batch": ("data", "fsdp", "expert", "context"),
+}
 
 # The latent cache has no head axis: splitting heads would copy it to every tensor device, so rows go there instead.
-DECODE_LATENT: Rules = {**DECODE, "batch": (*DECODE["batch"], "tensor"), "heads": ()}
+DECODE_LATENT: Rules = {**DECODE, "heads": (), "batch": (*DECODE["batch"], "tensor")}
 
 
 def rules(phase: Phase, attention: str) -> Rules:
@@ -80,17 +85,17 @@ def describe(mesh: jax.sharding.Mesh) -> str:
 
 
 def partition(axes: tuple[str | None, ...], table: Rules) -> PartitionSpec:
-    """Mesh axes for logical axes. A mesh axis splits at most one array axis: the first that asks has it."""
+    """Mesh axes for logical axes. A mesh axis splits at most one array axis: that of the first name in the table."""
     return PartitionSpec(*(part or None for part in _parts(axes, table)))
 
 
 def _parts(axes: tuple[str | None, ...], table: Rules) -> list[tuple[str, ...]]:
     used: set[str] = set()
-    parts = []
-    for name in axes:
-        mine = tuple(a for a in table.get(name, ()) if a not in used) if name else ()
-        used.update(mine)
-        parts.append(mine)
+    parts: list[tuple[str, ...]] = [()] * len(axes)
+    for name, places in table.items():
+        if name in axes:
+            parts[axes.index(name)] = tuple(a for a in places if a not in used)
+            used.update(places)
     return parts
 
 

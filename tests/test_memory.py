@@ -92,6 +92,14 @@ def test_a_stage_that_never_samples_needs_no_sampler():
     assert memory.table(watched, DENSE, one_device()).sampler == found.weights
 
 
+def test_the_sampler_s_weights_are_whole_but_for_tensor_and_expert():
+    whole = memory.table(stage(SPARSE), SPARSE, one_device()).sampler
+    by_rows = memory.table(stage(SPARSE), SPARSE, sharding.make_mesh(config.Mesh(fsdp=8)))
+    assert by_rows.sampler == whole > by_rows.weights
+    split = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2, expert=2))
+    assert whole / 4 < memory.table(stage(SPARSE), SPARSE, split).sampler < whole / 2
+
+
 def test_devices_share_the_activations():
     s = stage(DENSE)
     whole = memory.table(s, DENSE, one_device()).activations

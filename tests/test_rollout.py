@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import math
+import re
 import weakref
 from functools import partial
 
@@ -12,6 +14,7 @@ import pytest
 from random_models import GQA, MLA, draw, jit
 
 from r1jax import config, sharding
+from r1jax import params as parameters
 from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
 from r1jax.observe import compiling
@@ -276,10 +279,47 @@ def test_weights_go_before_others_come_and_with_the_sampler(params, monkeypatch)
         sampler.generate([[1]], dataclasses.replace(WARM, max_new_tokens=1))
         second = weakref.ref(sampler.params["final_norm"]["scale"])
         monkeypatch.undo()
-        del sampler, reshard
+        del sampler
         assert second() is None
     finally:
         gc.enable()
+
+
+# -- Several devices
+
+COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(?:-start)?\(")
+WIDE = {"vocab_size": 64, "d_model": 128, "d_ff": 128, "moe": config.MoE(n_experts=4, d_ff=128), "mtp_depth": 0}
+GQA_WIDE = dataclasses.replace(GQA, **WIDE, attention=config.GQA(n_heads=4, n_kv_heads=2, head_dim=32))
+MLA_WIDE = dataclasses.replace(
+    MLA, **WIDE, attention=config.MLA(n_heads=4, q_rank=64, kv_rank=64, nope_dim=32, rope_dim=16, v_dim=32)
+)
+SPLIT = config.Mesh(fsdp=2, expert=2, tensor=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh"), [(GQA_WIDE, config.Mesh()), (GQA_WIDE, SPLIT), (MLA_WIDE, SPLIT)], ids=["gqa fsdp", "gqa", "mla"]
+)
+def test_no_device_sends_weights_or_cache_for_a_token(model, mesh):
+    sampler = Sampler(model, config.Engine(slots=8, max_prompt_tokens=32), sharding.make_mesh(mesh), end_ids=END)
+    params = parameters.abstract(decoder.specs(model))
+    rows = np.zeros(8, np.int32)
+    state = jax.eval_shape(
+        partial(sampler._prefill, cap=32, greedy=False, top_p=0.9),
+        params, np.zeros((8, 32), np.int32), rows, rows, rows, rows, rows[0], rows[0], np.float32(1),
+    )  # fmt: skip
+    lay = partial(jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s))
+    with sharding.using(sampler.mesh, sampler.rules):
+        lowered = sampler._decode.lower(
+            lay(params, sampler.shardings), state=lay(state, sampler._layout), until=rows[0], temperature=np.float32(1),
+            greedy=False, top_p=0.9,
+        )  # fmt: skip
+    program = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
+    sent = [
+        (math.prod(int(n) for n in shape.split(",") if n), kind)
+        for result, kind in COLLECTIVE.findall(program)
+        for shape in re.findall(r"\w+\[([\d,]*)\]", result)
+    ]
+    assert sent and max(sent)[0] <= 8 * 128, max(sent)  # activations; a part of a kernel is more
 
 
 # -- One token

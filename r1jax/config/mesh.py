@@ -17,7 +17,8 @@ class Mesh:
     data: int = 1
     """Replicas of the weights; each takes a part of the batch."""
     fsdp: int = 0
-    """Weights, gradients and moments are split here, and the batch too."""
+    """Weights, gradients and moments are split here, and the batch too. The sampler's weights are not: each token reads them
+    all."""
     expert: int = 1
     """Experts are split here; outside the experts it is one more batch axis."""
     tensor: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -21,33 +21,35 @@ def project(x: jax.Array, kernel: jax.Array, dtype: str, contract: int = 1) -> j
     Operands are cast to ``dtype`` and products accumulate in float32. So are the two products of the backward pass, whose
     cotangents jax would otherwise leave in float32.
     """
-    k = kernel.shape[:contract]
-    out = kernel.shape[contract:]
-    flat = x.reshape(*x.shape[: x.ndim - contract], math.prod(k))
-    y = _dot(flat, kernel.reshape(math.prod(k), math.prod(out)), jnp.dtype(dtype).name)
-    return y.reshape(*y.shape[:-1], *out)
+    return _project(x, kernel, jnp.dtype(dtype).name, contract)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dot(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
-    y = jnp.matmul(x.astype(dtype), w.astype(dtype), precision=precision(dtype), preferred_element_type=jnp.float32)
-    return y.astype(x.dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _project(x: jax.Array, w: jax.Array, dtype: str, contract: int) -> jax.Array:
+    return _dot(x, w, dtype, range(x.ndim - contract, x.ndim), range(contract)).astype(x.dtype)
 
 
-def _dot_forward(x, w, dtype):
-    return _dot(x, w, dtype), (x, w)
+def _forward(x, w, dtype, contract):
+    return _project(x, w, dtype, contract), (x, w)
 
 
-def _dot_backward(dtype, saved, g):
+def _backward(dtype, contract, saved, g):
     x, w = saved
-    g, rows = g.astype(dtype), tuple(range(x.ndim - 1))
-    dot = partial(jax.lax.dot_general, precision=precision(dtype), preferred_element_type=jnp.float32)
-    dx = dot(g, w.astype(dtype), (((g.ndim - 1,), (1,)), ((), ())))
-    dw = dot(x.astype(dtype), g, ((rows, rows), ((), ())))
+    rows = x.ndim - contract
+    dx = _dot(g, w, dtype, range(rows, g.ndim), range(contract, w.ndim))
+    dw = _dot(x, g, dtype, range(rows), range(rows))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
-_dot.defvjp(_dot_forward, _dot_backward)
+_project.defvjp(_forward, _backward)
+
+
+def _dot(x: jax.Array, y: jax.Array, dtype: str, of_x: Sequence[int], of_y: Sequence[int]) -> jax.Array:
+    """Sums over these axes. No axes are merged: a merged one could not stay split over two axes of a mesh."""
+    return jax.lax.dot_general(
+        x.astype(dtype), y.astype(dtype), ((of_x, of_y), ((), ())),
+        precision=precision(dtype), preferred_element_type=jnp.float32,
+    )  # fmt: skip
 
 
 def einsum(equation: str, x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:

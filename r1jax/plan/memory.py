@@ -310,7 +310,7 @@ def check(found: Memory, stage: config.Stage, model: config.Model, mesh: jax.sha
         "these fit: " + ", or ".join(fitting)
         if fitting
         else f"no smaller batch, remat or fewer slots would help: weights, moments and copies alone are {least}; use a smaller "
-        "model, or split it over more devices (mesh.fsdp)"
+        "model, or split it over more devices (mesh.fsdp; the sampler's weights are split by mesh.tensor and mesh.expert alone)"
     )
     raise config.ConfigError(
         f"too large: it needs {human(found.need)} per device and {human(found.capacity)} are there ({largest(found)}); " + hint

@@ -13,6 +13,7 @@ from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.nn.matmul import project
 from r1jax.rollout.sampling import row_keys, sample_tokens
+from r1jax.sharding import constrain
 from r1jax.types import GOING
 
 
@@ -88,8 +89,9 @@ class Loop:
         return state.replace(finish=jnp.where(at_cap, 0, state.finish))
 
     def _logits(self, params, hidden) -> jax.Array:
-        """float32[B, V] for [B, 1, D]."""
-        return project(hidden[:, 0], decoder.head_kernel(params), self.model.matmul_dtype).astype(jnp.float32)
+        """float32[B, V] for [B, 1, D], a row's as a whole on one device."""
+        logits = project(hidden[:, 0], decoder.head_kernel(params), self.model.matmul_dtype).astype(jnp.float32)
+        return constrain(constrain(logits, "batch", "vocab"), "batch", None)
 
     def _append(self, state: Decoding, logits, temperature, greedy, top_p) -> Decoding:
         """Samples a token for each row that goes on; the others keep what they have."""
