@@ -66,7 +66,7 @@ else
   install "$environment/bin/python" "$extras"
 fi
 
-trap : INT # Ctrl-C is for the training, which saves and ends; the last lines below still come
+trap : INT # Ctrl-C is for the training, which ends and says from where it can go on; the last lines below still come
 code=0
 run "$environment/bin/r1jax" train "$config" "$@" || code=$?
 
@@ -75,5 +75,5 @@ say "r1jax is installed in $environment. From now on:"
 [ "$environment" = "$active" ] || say "  source $environment/bin/activate"
 [ "$accelerator" != cuda ] || say "  export XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION"
 say "  r1jax --help"
-say "  r1jax train $config"
+[ "$code" != 0 ] || say "  r1jax train $config"
 exit "$code"

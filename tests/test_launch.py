@@ -14,12 +14,13 @@ from r1jax import doctor
 ROOT = Path(__file__).parent.parent
 TOOLS = ("bash", "basename", "cat", "chmod", "cksum", "cp", "dirname", "grep", "mkdir", "tr")
 
-# Makes environments that hold itself and an r1jax that ends with 7; pip writes down what it was asked for.
+# Makes environments that hold itself and an r1jax that ends with $R1JAX_CODE, else 7; pip writes down what it was asked for.
 PYTHON = f"""#!/bin/bash
 case "$*" in
   "-m venv "*)
     mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
-    printf '#!/bin/bash\\necho "r1jax $*: $JAX_PLATFORMS $XLA_PYTHON_CLIENT_MEM_FRACTION"; exit 7\\n' >"$3/bin/r1jax"
+    echo '#!/bin/bash' >"$3/bin/r1jax"
+    echo 'echo "r1jax $*: $JAX_PLATFORMS $XLA_PYTHON_CLIENT_MEM_FRACTION"; exit ${{R1JAX_CODE:-7}}' >>"$3/bin/r1jax"
     chmod +x "$3/bin/r1jax" ;;
   "-m pip "*) echo "$*" >>"$PIP_LOG" ;;
   *) exec {sys.executable} "$@" ;;
@@ -98,13 +99,21 @@ def test_configs_with_parquet_rows_get_its_reader(machine):
         assert ("checkout\\[parquet\\]" in done.stdout) == bool(of_the_hub), name
 
 
+def test_the_last_lines_name_the_training_unless_it_failed(machine):
+    shim(machine, "python3", PYTHON)
+    for config, code in (("quikstart", 2), ("quickstart", 0)):
+        done, _ = launch(machine, "local.sh", config, R1JAX_CODE=str(code))
+        assert done.returncode == code and "r1jax --help\n" in done.stderr
+        assert done.stderr.endswith("  r1jax train quickstart\n") == (code == 0) and "train quikstart" not in done.stderr
+
+
 def test_it_installs_once_and_passes_the_exit_code_on(machine):
     shim(machine, "python3", PYTHON)
     done, pip = launch(machine, "local.sh", "--steps", "3")
     assert done.returncode == 7
     assert done.stdout.split(":")[0] == "r1jax train quickstart --steps 3"
     assert len(pip) == 1 and f"--editable {machine}/checkout --constraint" in pip[0]
-    assert done.stderr.endswith(f"  source {machine}/checkout/.venv/bin/activate\n  r1jax --help\n  r1jax train quickstart\n")
+    assert done.stderr.endswith(f"  source {machine}/checkout/.venv/bin/activate\n  r1jax --help\n")
 
     _, pip = launch(machine, "local.sh")
     assert pip == []
@@ -180,6 +189,7 @@ def test_doctor_returns_2_and_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(doctor.hub, "status", lambda: (False, "it does not answer"))  # costs something, and no more
     assert doctor.doctor() == 0
     out = capsys.readouterr().out
+    assert re.search(r" - +\S extra tpu +\S not installed", out)
     assert "8 x cpu" in out and "note hub: models and data sets then come from files" in out
     (tmp_path / "runs").touch()  # a file where the run directories would go
     assert doctor.doctor() == 2
