@@ -38,18 +38,18 @@ EXTRAS = {  # extra -> what it is for, and the modules it needs; of those in one
 
 @dataclass(frozen=True)
 class Finding:
-    """A row of the table. ``wrong`` keeps r1jax from running; ``note`` only costs something."""
+    """A row of the table. ``wrong`` keeps r1jax from running; ``note`` only costs something; ``-`` is what nobody asked for."""
 
     what: str
     found: str
-    state: Literal["ok", "note", "wrong"] = "ok"
+    state: Literal["ok", "note", "wrong", "-"] = "ok"
     fix: str = ""
 
 
 def doctor() -> int:
     """Prints the findings as a table, and below it what to do. Returns 0, or 2 if something is wrong."""
     findings = [*python(), *packages(), *devices(), *host(), *run_directory(Path("runs")), *extras(), *sandbox(), *reach()]
-    colour = {"ok": "green", "note": "yellow", "wrong": "red"}
+    colour = {"ok": "green", "note": "yellow", "wrong": "red", "-": "dim"}
     table = Table("", "what", "found", title=f"r1jax {r1jax.__version__}", title_justify="left")
     for f in findings:
         table.add_row(f"[{colour[f.state]}]{f.state}[/]", f.what, escape(f.found))
@@ -147,7 +147,10 @@ def run_directory(runs: Path) -> Iterator[Finding]:
 def extras() -> Iterator[Finding]:
     for extra, (purpose, modules) in EXTRAS.items():
         present = all(any(map(importlib.util.find_spec, names.split())) for names in modules)
-        yield Finding(f"extra {extra}", f"{'installed' if present else 'not installed'} ({purpose})")
+        if present:
+            yield Finding(f"extra {extra}", f"installed ({purpose})")
+        else:
+            yield Finding(f"extra {extra}", f"not installed ({purpose})", "-")
 
 
 def sandbox() -> Iterator[Finding]:
