@@ -245,6 +245,11 @@ def test_a_curve_draws_means_of_crowded_points_and_leaves_out_nan():
     assert curve_text([(0, float("nan"))], title="kl") == "kl: no values yet"
 
 
+def test_shares_that_are_all_zero_stand_on_the_axis_of_shares():
+    lines = curve_text([(step, 0.0) for step in range(9)], 30, 9, encoding="ascii").split("\n")
+    assert lines[0].startswith("1.00") and lines[-3].startswith("0.00") and "*" in lines[-3]
+
+
 def test_running_mean_by_hand():
     assert running_mean([0, 3, 6, 3], 3) == [1.5, 3, 4, 4.5]
     assert running_mean([1, 2], 1) == [1, 2]

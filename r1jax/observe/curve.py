@@ -106,9 +106,10 @@ def curve_png(path: Path, series: Mapping[str, Sequence[Point]], *, title: str, 
 
 
 def value_range(values: Sequence[float]) -> tuple[float, float]:
-    """The vertical axis: 0 to 1 for shares (all in [0, 1], the largest at least 0.1), else from the least to the most."""
+    """The vertical axis: 0 to 1 for shares (all in [0, 1], the largest at least 0.1) and
+    where all is 0, else from the least to the most."""
     low, high = min(values), max(values)
-    if low >= 0 and 0.1 <= high <= 1:
+    if low >= 0 and 0.1 <= high <= 1 or low == high == 0:
         return 0.0, 1.0
     if low == high:
         half = abs(low) / 2 or 1.0
