@@ -20,6 +20,7 @@ from r1jax.convert import gguf_write
 from r1jax.convert.write import refuse_taken
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models import decoder
+from r1jax.plan.memory import human
 
 
 def export(command: commands.Export) -> int:
@@ -52,7 +53,7 @@ def export(command: commands.Export) -> int:
         task = bar.add_task("", total=planned.bytes)
         room.write(planned, params, command.out, lambda done: bar.advance(task, done))
     if jax.process_index() == 0:
-        print(f"{command.out}: {planned.bytes / 1e9:.3g} GB in {time.monotonic() - began:.1f} s")
+        print(f"{command.out}: {human(planned.bytes)} in {time.monotonic() - began:.1f} s")
     return 0
 
 
