@@ -20,14 +20,14 @@ from r1jax.convert import gguf, hf
 from r1jax.data import tokenizer as tokenizers
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models import decoder
-from r1jax.params import abstract
+from r1jax.params import abstract, is_spec
 
 ABOUT = "model"  # the folder of a run directory that says what its weights are
 ORIGIN = "hf_config.json"  # in that folder
 
 Report = Callable[[int, int], None]
 """Told (bytes done, bytes in all)."""
-Read = Callable[[config.Model, Any, Report], Any]
+Read = Callable[[Any, Any, Report], Any]
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ class Opened:
             raise config.ConfigError(f"{self.name} holds no tokenizer.json; put the model's own there")
         return self.found_tokenizer
 
-    def load(self, model: config.Model, shardings: Any, report: Report | None = None) -> Any:
+    def load(self, specs: Any, shardings: Any, report: Report | None = None) -> Any:
         """Reads the weights.
 
         Args:
-          model: ``self.model``, possibly with another ``param_dtype``, in which the parameters then are.
-          shardings: of ``decoder.specs(model)``.
+          specs: ``decoder.specs(self.model)``, possibly with other dtypes, in which the parameters then are.
+          shardings: of these.
           report: is told how far it is; None shows a bar on stderr, if that is a terminal.
         """
         if report is not None:
-            return self.read(model, shardings, report)
+            return self.read(specs, shardings, report)
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         hidden = not console.is_terminal or jax.process_index() > 0
@@ -78,7 +78,7 @@ class Opened:
             bar.update(task, completed=done, total=total)
 
         try:
-            return self.read(model, shardings, show)
+            return self.read(specs, shardings, show)
         finally:
             bar.stop()
 
@@ -127,8 +127,8 @@ class _Announced:
     config: dict[str, Any]
     model: config.Model
 
-    def load(self, model: config.Model, shardings: Any, report: Report) -> Any:
-        return hf.open_directory(hub.resolve(self.name)).load(model, shardings, report)
+    def load(self, specs: Any, shardings: Any, report: Report) -> Any:
+        return hf.open_directory(hub.resolve(self.name)).load(specs, shardings, report)
 
 
 def _announce(name: str, path: Path) -> _Announced | hf.Checkpoint:
@@ -150,7 +150,7 @@ def _open_run(name: str, path: Path, step: int | str | None, source: str | None)
     stage = json.loads((run / "config.json").read_text())
     origin = json.loads((about / ORIGIN).read_text()) if (about / ORIGIN).is_file() else None
 
-    def read(model: config.Model, shardings: Any, report: Report) -> Any:
+    def read(specs: Any, shardings: Any, report: Report) -> Any:
         at, holds = _find_step(name, run, step), run / "checkpoints"
         if source is not None:
             below = holds.relative_to(path)
@@ -159,8 +159,10 @@ def _open_run(name: str, path: Path, step: int | str | None, source: str | None)
             shapes = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract(decoder.specs(saved)), shardings
             )
-            params = checkpoints.restore_part(at, {"params": shapes})["params"]
-        return jax.tree.map(lambda x, s: x.astype(s.dtype), params, abstract(decoder.specs(model)))
+            params, structure = jax.tree.flatten(checkpoints.restore_part(at, {"params": shapes})["params"])
+        for i, spec in enumerate(jax.tree.leaves(specs, is_leaf=is_spec)):
+            params[i] = params[i].astype(spec.dtype)  # one by one, so that no second tree stands beside the first
+        return jax.tree.unflatten(structure, params)
 
     return Opened(name, saved, tokenizers.from_files(about), text, read, origin, trained_length=stage["sequence_length"])
 

@@ -37,8 +37,9 @@ def is_spec(x: Any) -> bool:
     return isinstance(x, ParamSpec)
 
 
-def map_specs(f: Callable[[ParamSpec], Any], specs: Tree) -> Tree:
-    return jax.tree.map(f, specs, is_leaf=is_spec)
+def map_specs(f: Callable[..., Any], specs: Tree, *trees: Tree) -> Tree:
+    """``f(spec, ...)`` of each spec and what stands in its place in ``trees``."""
+    return jax.tree.map(f, specs, *trees, is_leaf=is_spec)
 
 
 def stack(specs: Tree, count: int) -> Tree:
@@ -58,6 +59,11 @@ def count(specs: Tree) -> int:
 
 def abstract(specs: Tree) -> Tree:
     return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype)), specs)
+
+
+def cast(params: Tree, specs: Tree) -> Tree:
+    """Parameters in the types of ``specs``."""
+    return map_specs(lambda s, x: x.astype(s.dtype), specs, params)
 
 
 def init(specs: Tree, key: jax.Array) -> Tree:

@@ -14,7 +14,7 @@ import pytest
 
 from r1jax import cli, config, loading, params
 from r1jax.checkpoint import Checkpointer
-from r1jax.config import GQA, SFT, Model, Segment, Text
+from r1jax.config import GQA, SFT, Model, Segment, Text, commands
 from r1jax.data import tokenizer
 from r1jax.eval import loaded, score
 from r1jax.models import decoder
@@ -106,13 +106,15 @@ def padded(rows, width):
 # -- score
 
 
-def test_score_is_the_log_softmax_of_the_full_logits(run, tmp_path, monkeypatch):
+def test_score_is_the_log_softmax_of_the_full_logits(run, tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, 264, n).tolist() for n in (5, 70, 1, 0, 12, 64, 65, 2, 33, 9)]
     np.save(tmp_path / "in.npy", padded(rows, 80))
     line = f"--tokens {tmp_path}/in.npy --temperature 0.7 --out {tmp_path}/out.npz {ONE_DEVICE}"
     call("score", run, line)
     found = np.load(tmp_path / "out.npz")
+    mean = found["logprobs"].sum(dtype=float) / (sum(map(len, rows)) - 9)  # 9 rows have a first token, which has none
+    assert capsys.readouterr().out == f"{tmp_path}/out.npz: 10 rows, 261 tokens, mean log-prob {mean:.4g}\n"
     assert found["logprobs"].shape == (10, 79) and found["logprobs"].dtype == np.float32
     assert found["lengths"].tolist() == [len(row) for row in rows]
     for row, values in zip(rows, found["logprobs"], strict=True):
@@ -163,7 +165,8 @@ def test_score_against_transformers(tmp_path, capsys):
     for dtype in ("float32", "bfloat16"):
         capsys.readouterr()
         call("score", tmp_path / "hf", f"{line} --matmul-dtype {dtype}")
-        said.append(LINE.fullmatch(capsys.readouterr().out).groups())
+        _, compared = capsys.readouterr().out.splitlines(keepends=True)
+        said.append(LINE.fullmatch(compared).groups())
         values.append(np.load(tmp_path / "out.npz")["logprobs"])
     assert said[0][0] == said[1][0] == "31" and float(said[0][1]) < 2e-5 and abs(values[0]).max() > 5
     gap = abs(values[1] - values[0])
@@ -172,6 +175,10 @@ def test_score_against_transformers(tmp_path, capsys):
     assert (int(row), int(at)) == np.unravel_index(gap.argmax(), gap.shape)
     assert float(ours) == pytest.approx(values[1][int(row), int(at)], abs=1e-6)
     assert float(theirs) == pytest.approx(values[0][int(row), int(at)], abs=1e-4)
+
+
+def test_what_was_written_is_told_where_there_is_nothing_to_score():
+    assert score.written([np.zeros(0, np.float32)], 1) == "1 row, 1 token, no log-prob, for no row has two"
 
 
 def test_the_largest_difference_may_be_none_or_not_a_number():
@@ -273,6 +280,22 @@ def check(row):
     assert row["finish_reason"] == ("stop" if last in TOKENIZER.end_ids else "length")
     assert row["text"] == TOKENIZER.decode(before if last in TOKENIZER.end_ids else row["tokens"])
     assert len(row["logprobs"]) == len(row["tokens"])
+
+
+# -- a sampler's weights
+
+
+def test_a_sampler_takes_the_weights_as_they_were_read_without_a_copy(run, monkeypatch):
+    """Kernels in the type of the products, the rest as it is stored."""
+    read = []
+    load = loading.Opened.load
+    monkeypatch.setattr(loading.Opened, "load", lambda self, *args: read.append(load(self, *args)) or read[0])
+    args = commands.Chat(model=str(run), matmul_dtype="bfloat16")
+    sampler = loaded.load_sampler(loaded.open_model(args), config.Engine(), config.Mesh(fsdp=1), seed=0)
+    assert sampler.params is read[0]
+    layer, stored = sampler.params["segments"][0], weights(2)["segments"][0]
+    assert layer["attention_norm"]["scale"].dtype == "float32"
+    np.testing.assert_array_equal(layer["attention"]["q"], stored["attention"]["q"].astype("bfloat16"))
 
 
 # -- eval

@@ -195,7 +195,8 @@ def test_an_unchanged_model_leaves_as_it_came(family, tmp_path):
     first = write_directory(tmp_path / "first", model, weights, origin=origin)
     (first / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.95, "eos_token_id": [1, 2]}')
     opened = loading.open_model(str(first))
-    back = opened.load(opened.model, sharding.param_shardings(decoder.specs(opened.model), ONE, sharding.TRAIN))
+    specs = decoder.specs(opened.model)
+    back = opened.load(specs, sharding.param_shardings(specs, ONE, sharding.TRAIN))
     assert jax.tree.all(jax.tree.map(same_bits, back, weights))
     assert run_export(first, tmp_path / "second", "--like", str(first)) == 0
     a, b = tensors(first), tensors(tmp_path / "second")

@@ -143,7 +143,7 @@ def load(file):
     checkpoint = hf.open_gguf(file)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = map_specs(lambda spec: here, decoder.specs(checkpoint.model))
-    return checkpoint.load(checkpoint.model, shardings, lambda done, total: None)
+    return checkpoint.load(decoder.specs(checkpoint.model), shardings, lambda done, total: None)
 
 
 @pytest.fixture(scope="module")

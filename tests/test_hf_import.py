@@ -121,7 +121,7 @@ def load(folder, mesh="1 device", param_dtype=None):
     opened, told = loading.open_model(str(folder)), []
     model = dataclasses.replace(opened.model, param_dtype=param_dtype or opened.model.param_dtype)
     where = sharding.param_shardings(decoder.specs(model), sharding.make_mesh(MESHES[mesh]), sharding.TRAIN)
-    params = opened.load(model, where, lambda done, total: told.append((done, total)))
+    params = opened.load(decoder.specs(model), where, lambda done, total: told.append((done, total)))
     jax.tree.map(lambda x, s: np.testing.assert_equal(x.sharding.is_equivalent_to(s, x.ndim), True), params, where)
     return params, told
 
@@ -263,7 +263,8 @@ for name in sys.argv[2:]:
         print(opened.model.n_layers, opened.model.mtp_depth, opened.commit, flush=True)
         if sys.argv[1] == "load":
             mesh = sharding.make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
-            params = opened.load(opened.model, sharding.param_shardings(decoder.specs(opened.model), mesh, sharding.TRAIN))
+            specs = decoder.specs(opened.model)
+            params = opened.load(specs, sharding.param_shardings(specs, mesh, sharding.TRAIN))
             print(float(abs(params["embed"]["table"]).sum()))
     except ValueError as error:
         print(error)

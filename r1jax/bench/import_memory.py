@@ -87,7 +87,7 @@ def measure(folder: str, devices: int) -> None:
     if devices > 1:  # it slows the load, so not where that is timed
         tracemalloc.start()
     before, began = peak_resident(), time.monotonic()
-    params = jax.block_until_ready(opened.load(opened.model, where))
+    params = jax.block_until_ready(opened.load(decoder.specs(opened.model), where))
     seconds, risen = time.monotonic() - began, peak_resident() - before
     held = sum(shard.data.nbytes for x in jax.tree.leaves(params) for shard in x.addressable_shards)
     told = f"devices {devices}: {held / 1e9:.3f} GB held, VmHWM rose by {risen / 1e9:.3f} GB = {risen / held:.3f} x"

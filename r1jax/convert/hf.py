@@ -22,7 +22,6 @@ from r1jax.convert import fp8, gguf, hf_config, names
 from r1jax.convert.fill import Needed, Progress, Read, fill
 from r1jax.convert.names import Entry
 from r1jax.convert.tensors import Info, Tensors, read_index
-from r1jax.models import decoder
 
 CONFIG = "config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -50,11 +49,11 @@ class Checkpoint:
     close: Callable[[], None]
     """Gives back what reading keeps open."""
 
-    def load(self, model: config.Model, shardings: Any, progress: Progress) -> Any:
-        """Parameters laid out by ``shardings``, a tree like ``decoder.specs(model)``.
+    def load(self, specs: Any, shardings: Any, progress: Progress) -> Any:
+        """Parameters laid out by ``shardings``, a tree like ``specs``.
 
         Args:
-          model: as ``self.model``, possibly with another ``param_dtype``.
+          specs: ``decoder.specs(self.model)``, possibly with other dtypes.
 
         Raises:
           ConfigError: a file was cut, or what must repeat another tensor does not.
@@ -63,7 +62,7 @@ class Checkpoint:
         try:
             for copy, original in self.copies.items():
                 self._check_copy(copy, original, shapes[original])
-            return fill(decoder.specs(model), shardings, self.entries, self.nbytes, self.read, progress)
+            return fill(specs, shardings, self.entries, self.nbytes, self.read, progress)
         finally:
             self.close()
 

@@ -50,7 +50,7 @@ def load_sampler(opened: Opened, engine: config.Engine, mesh: config.Mesh, seed:
     sampler = Sampler(
         opened.model, engine, sharding.make_mesh(mesh), end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=seed
     )
-    sampler.load(opened.load(opened.model, sampler.shardings))
+    sampler.load(opened.load(sampler.specs, sampler.shardings), copy=False)
     return sampler
 
 

@@ -25,8 +25,8 @@ ROUND_TO = 64  # row lengths
 
 
 def score(args: commands.Score) -> int:
-    """Writes ``logprobs``, ``lengths``, and for texts ``tokens`` (see ``commands.Score``) to ``args.out``, and prints how far
-    they are from those of ``args.against``.
+    """Writes ``logprobs``, ``lengths``, and for texts ``tokens`` (see ``commands.Score``) to ``args.out``, and prints what was
+    written and how far it is from what ``args.against`` finds.
 
     Raises:
       ConfigError: the user's mistakes.
@@ -53,9 +53,17 @@ def score(args: commands.Score) -> int:
             found["tokens"] = pad(rows, width, PADDING)
         with output.replacing(args.out) as part, open(part, "wb") as file:
             np.savez(file, **found)
+        print(f"{args.out}: {written(ours, sum(map(len, rows)))}")
     if theirs is not None:
         print(difference(ours, theirs))
     return 0
+
+
+def written(ours: Sequence[np.ndarray], tokens: int) -> str:
+    """A line about log-probs, float32[n] per row, of so many tokens."""
+    rows, values = len(ours), np.concatenate(ours)
+    mean = f"mean log-prob {values.mean(dtype=float):.4g}" if len(values) else "no log-prob, for no row has two"
+    return f"{rows:,} {'row' if rows == 1 else 'rows'}, {tokens:,} {'token' if tokens == 1 else 'tokens'}, {mean}"
 
 
 def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> str:
@@ -87,7 +95,8 @@ def logprobs(opened: loading.Opened, rows: Sequence[np.ndarray], mesh: config.Me
     """
     model, devices = opened.model, sharding.make_mesh(mesh)
     table = sharding.rules("train", model.attention.kind)
-    params = opened.load(model, sharding.param_shardings(decoder.specs(model), devices, table))
+    specs = decoder.specs(model)
+    params = opened.load(specs, sharding.param_shardings(specs, devices, table))
     forward = jax.jit(partial(_forward, model=model))
     out = [np.zeros(max(len(row) - 1, 0), np.float32) for row in rows]
     with sharding.using(devices, table):

@@ -6,6 +6,7 @@ sampler). Rollout and training call the same function.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from r1jax.nn import mlp as dense
 from r1jax.nn import moe as sparse
 from r1jax.nn.attention import cache_mask, packed_mask
 from r1jax.nn.matmul import project
-from r1jax.params import ParamSpec, path_name, stack
+from r1jax.params import ParamSpec, is_spec, path_name, stack
 from r1jax.sharding import constrain
 
 
@@ -74,18 +75,15 @@ def head_kernel(params) -> jax.Array:
     return params["head"]["kernel"] if "head" in params else params["embed"]["table"].T
 
 
-def cast_kernels(params, model: config.Model):
-    """The weights as the matrix products read them, for a loop that reads them once per token. Norms, biases and the router
-    stay in float32."""
+def read_specs(model: config.Model) -> dict:
+    """``specs(model)`` with kernels in the type that the matrix products read, for a loop that reads them once per token.
+    Norms, biases and the router keep ``param_dtype``."""
 
-    def cast(path, x):
-        return (
-            x
-            if x.ndim < 2 or any(word in path_name(path) for word in ("norm", "bias", "router"))
-            else x.astype(model.matmul_dtype)
-        )
+    def one(path, spec):
+        kept = any(word in path_name(path) for word in ("norm", "bias", "router"))
+        return spec if kept else dataclasses.replace(spec, dtype=model.matmul_dtype)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(one, specs(model), is_leaf=is_spec)
 
 
 def forward(

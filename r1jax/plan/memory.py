@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +116,15 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
     trainable, _ = parameters.split(state.params, trainer.mask)
     samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
     sampling = Sampling.of(stage, model, mesh) if samples else None
+    with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
+        backward = activations(stage, model, mesh, trainer.mask)
     return Memory(
         weights=device_bytes(state.params),
         moments=device_bytes(state.opt_state) + device_bytes(state.master),
         reference=device_bytes(state.reference),
         sampler=sampling.weights if sampling else 0,
         gradients=device_bytes(trainable) + F32 * device_count(trainable),
-        activations=activations(stage, model, mesh, trainer.mask),
+        activations=backward,
         cache=sampling.cache if sampling else 0,
         sampling=sampling.working if sampling else 0,
         capacity=capacity if capacity is not None else available(mesh),
@@ -242,10 +243,10 @@ class Sampling:
     def of(cls, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> Sampling:
         """Of the sampler with the stage's largest answers."""
         rules = sharding.rules("decode", model.attention.kind)
-        specs = decoder.specs(model)
+        specs = decoder.read_specs(model)
         weights = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            jax.eval_shape(partial(decoder.cast_kernels, model=model), parameters.abstract(specs)),
+            parameters.abstract(specs),
             sharding.param_shardings(specs, mesh, rules),
         )
         engine, ways = stage.engine, sharding.batch_ways(mesh, rules)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from r1jax import config, sharding
+from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.rollout.loop import Decoding, Loop
@@ -42,8 +43,9 @@ class Sampler:
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
         self.slots = -(-engine.slots // self.ways) * self.ways
-        self.shardings = sharding.param_shardings(decoder.specs(model), mesh, self.rules)
-        self._reshard = jax.jit(partial(decoder.cast_kernels, model=model), out_shardings=self.shardings)
+        self.specs = decoder.read_specs(model)
+        self.shardings = sharding.param_shardings(self.specs, mesh, self.rules)
+        self._reshard = jax.jit(partial(parameters.cast, specs=self.specs), out_shardings=self.shardings)
         self._layout = self._decoding_shardings()
         loop = Loop(model, self.slots, tuple(end_ids), seed)
         self._prefill = jax.jit(loop.prefill, static_argnames=("cap", "greedy", "top_p"), out_shardings=self._layout)
@@ -52,10 +54,14 @@ class Sampler:
         )
         self.params = None
 
-    def load(self, params) -> None:
-        """Takes the trainer's weights into the decode layout, kernels in the type that the products read."""
+    def load(self, params, *, copy: bool = True) -> None:
+        """Takes a model's weights into the decode layout, kernels in the type that the products read.
+
+        Args:
+          copy: False keeps ``params`` themselves, which must be in the types of ``specs`` and laid out by ``shardings``.
+        """
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
-        self.params = self._reshard(params)
+        self.params = self._reshard(params) if copy else params
 
     def generate(
         self,

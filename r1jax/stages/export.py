@@ -44,10 +44,10 @@ def export(command: commands.Export) -> int:
         refuse_differences(planned, command.like)
     # What is quantised is made from all the digits that there are.
     held = planned.dtype if planned.dtype in hugging_face.STORED else opened.model.param_dtype
-    model = dataclasses.replace(opened.model, param_dtype=held)
+    specs = decoder.specs(dataclasses.replace(opened.model, param_dtype=held))
     began = time.monotonic()
     mesh = sharding.make_mesh(command.mesh)
-    params = opened.load(model, sharding.param_shardings(decoder.specs(model), mesh, sharding.TRAIN))
+    params = opened.load(specs, sharding.param_shardings(specs, mesh, sharding.TRAIN))
     columns = ("export", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=planned.bytes)

@@ -205,7 +205,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
 def _first_params(found: Prepared, trainer: Trainer, report: loading.Report) -> Any:
     if found.opened is None:
         return trainer.init_params(found.stage.seed)
-    return found.opened.load(found.model, trainer.param_shardings, report)
+    return found.opened.load(trainer.specs, trainer.param_shardings, report)
 
 
 def _report(display: Display, phase: Phase, done: int, total: int) -> None:
