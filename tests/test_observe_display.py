@@ -95,7 +95,11 @@ def test_evaluation_has_its_own_line():
     out, display = plain()
     with display:
         display.step(0, {"eval/accuracy": 0.125})
+        display.step(0, {"eval/left_out": 0.0, "eval/greedy": 0.5})
+        display.step(0, {"eval/left_out": 3.0, "eval/greedy": 0.5})
     assert "eval at step 0  accuracy 0.125" in out.getvalue() and "step   0" not in out.getvalue()
+    assert "eval at step 0  greedy 0.500\n" in out.getvalue()
+    assert "eval at step 0  greedy 0.500  3 too long and left out\n" in out.getvalue()
 
 
 def test_a_long_phase_is_named_with_its_seconds():

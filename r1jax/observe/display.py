@@ -140,7 +140,9 @@ class Display:
             width = len(str(self.total_steps))
             self._print_parts([(f"step {step:>{width}}/{self.total_steps}", "bold"), *important], end)
         if evals:
+            left_out = evals.pop("left_out", 0)
             parts = [(f"{name} {number(value)}", "cyan") for name, value in evals.items()]
+            parts += [(f"{left_out:.0f} too long and left out", "cyan")] if left_out else []
             self._print_parts([(f"eval at step {step}", "bold cyan"), *parts], [])
 
     def sample(self, prompt: str, completion: str, scores: Mapping[str, tuple[float, str]], step: int) -> None:

@@ -23,10 +23,14 @@ def show(path: Path, settings: Stage | Pipeline) -> None:
         if any("eval/pass@1" in row for row in rows):
             show_stage(console, name, run, rows)
     last = list(stages.values())[-1]
-    console.print(f"\nThe run is in {path}. Try next:")
-    console.print(f"  r1jax generate --model {path} --prompt '...'     answer a prompt of yours")
-    console.print(f"  r1jax samples {path} --where accuracy=0          read where it goes wrong")
-    console.print(f"  tensorboard --logdir {last}                      every metric over the steps")
+    hints = {
+        "answer a prompt of yours": f"r1jax generate --model {path} --prompt '...'",
+        "read where it goes wrong": f"r1jax samples {path} --where accuracy=0",
+        "see every metric over the steps (pip install tensorboard)": f"tensorboard --logdir {last}",
+    }
+    console.print(f"\nThe run is in {path}. Try next:", markup=False, soft_wrap=True)
+    for purpose, command in hints.items():
+        console.print(f"  {purpose}:\n    {command}", markup=False, soft_wrap=True)
 
 
 def show_stage(console: Console, name: str, run: Path, rows: list[dict]) -> None:
@@ -35,9 +39,11 @@ def show_stage(console: Console, name: str, run: Path, rows: list[dict]) -> None
     table = Table(title=f"{name}: held-out problems", title_justify="left")
     for column in ("", f"step {first['step']:.0f}", f"step {final['step']:.0f}"):
         table.add_column(column, justify="left" if not column else "right")
-    for key in [k for k in final if k.startswith("eval/") and k in first]:
+    for key in [k for k in final if k.startswith("eval/") and k in first and k != "eval/left_out"]:
         table.add_row(key.removeprefix("eval/"), f"{first[key]:.3f}", f"{final[key]:.3f}")
     console.print(table)
+    if left_out := final.get("eval/left_out"):
+        console.print(f"{left_out:.0f} held-out problems were left out: their prompts are too long")
     keys = {"training accuracy": "reward/accuracy", "held-out pass@1": "eval/pass@1"}
     curves = {label: series(rows, key) for label, key in keys.items()}
     curves = {label: points for label, points in curves.items() if len(points) > 1}
