@@ -98,7 +98,7 @@ def test_a_run_with_a_signal_goes_on_and_says_what_was_seen(pool):
 @pytest.mark.parametrize(
     ("answer", "settings", "cause"),
     [
-        (lambda q, k: "9" * 50, {"sampling": config.Sampling(max_new_tokens=20)}, "cut at 20 tokens; raise sampling.max_new"),
+        (lambda q, k: "9" * 50, {"sampling": config.Sampling(max_new_tokens=20)}, "cut at 20 tokens and none keeps the format"),
         (lambda q, k: WRONG, {}, "too hard to start from"),
         (lambda q, k: BARE, {}, "none of 256 answers keeps the format and none is right"),
         (lambda q, k: BARE, {"rewards": {"accuracy": 1.0}}, "too hard to start from"),
