@@ -106,6 +106,21 @@ def data_show(args: Sequence[str]) -> int:
     return show(command)
 
 
+def data_build(args: Sequence[str]) -> int:
+    command = parse(commands.DataBuild, args, "r1jax data build")
+    from r1jax.data.build import build
+
+    return build(command)
+
+
+def data_pass_rate(args: Sequence[str]) -> int:
+    command = parse(commands.DataPassRate, args, "r1jax data pass-rate")
+    start_distributed()
+    from r1jax.eval.pass_rate import pass_rate
+
+    return pass_rate(command)
+
+
 def data_dedupe(args: Sequence[str]) -> int:
     command = parse(commands.DataDedupe, args, "r1jax data dedupe")
     from r1jax.data.dedupe import dedupe
@@ -145,6 +160,8 @@ Commands = dict[str, tuple[type, Callable[[Sequence[str]], int]]]
 """Name -> the arguments and the function."""
 DATA: Commands = {
     "show": (commands.DataShow, data_show),
+    "build": (commands.DataBuild, data_build),
+    "pass-rate": (commands.DataPassRate, data_pass_rate),
     "dedupe": (commands.DataDedupe, data_dedupe),
     "decontaminate": (commands.DataDecontaminate, data_decontaminate),
     "provenance": (commands.DataProvenance, data_provenance),

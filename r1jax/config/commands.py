@@ -146,14 +146,16 @@ class Evaluate(Answering):
     """
 
     tasks: tuple[str, ...]
-    """Where problems come from: ``arithmetic``, a JSONL file, ``reasoning_gym:TASK``, ``pkg.mod:f`` or ``file.py:f``. A
-    source's options may follow as a JSON object: ``arithmetic{"digits":3}``. Of a file all rows are problems, or with the
-    option ``test_share`` those that training holds out."""
+    """Where problems come from: gsm8k, math-500, aime, gpqa-diamond, deepscaler or humaneval, which lie on the Hub;
+    ``arithmetic``, a file, ``reasoning_gym:TASK``, ``pkg.mod:f`` or ``file.py:f``. A source's options may follow as a JSON
+    object: ``arithmetic{"digits":3}``. Of a file all rows are problems, or with the option ``test_share`` those that training
+    holds out."""
     reward: str | None = None
-    """An answer is right where this is at least 1: a built-in, ``pkg.mod:f`` or ``file.py:f``. None is ``accuracy``, and the
-    task's own scorer for reasoning_gym."""
-    samples: int = 1
-    """Answers per problem: the k of pass@k and cons@k."""
+    """An answer is right where this is at least 1: a built-in, ``pkg.mod:f`` or ``file.py:f``. None is the known data set's, of
+    reasoning_gym the task's own scorer, else ``accuracy``."""
+    samples: int | None = None
+    """Answers per problem: the k of pass@k and cons@k. None is R1's for the sets by name (64 of aime and gpqa-diamond, 16 of
+    math-500; ``r1jax/data/known.py``), else 1."""
     limit: int = 512
     """Problems per task."""
     out: Path | None = None
@@ -165,7 +167,8 @@ class Evaluate(Answering):
             raise ConfigError("--tasks is empty; name at least one")
         if twice := {task for task in self.tasks if self.tasks.count(task) > 1}:
             raise ConfigError(f"--tasks names {min(twice)} twice; name it once")
-        at_least_one("--samples", self.samples)
+        if self.samples is not None:
+            at_least_one("--samples", self.samples)
         at_least_one("--limit", self.limit)
 
 
@@ -261,6 +264,52 @@ class DataShow(OfRows):
     def __post_init__(self):
         if self.rows < 0:
             raise ConfigError(f"--rows is {self.rows}; it must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBuild(OfRows):
+    """Write the rows of any source as training sees them to one file.
+
+    ``--data`` may also be ``arithmetic``, ``reasoning_gym:TASK``, ``pkg.mod:f`` or ``file.py:f``.
+    """
+
+    out: Path
+    """A .jsonl, .parquet (extra) or .array_record file to write."""
+    limit: int | None = None
+    """Only the first N rows."""
+
+    def __post_init__(self):
+        if self.out.suffix not in (".jsonl", ".parquet", ".array_record"):
+            raise ConfigError(f"--out is {self.out}; its name must end in .jsonl, .parquet or .array_record")
+        if self.limit is not None:
+            at_least_one("--limit", self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPassRate(Answering, OfRows):
+    """Measure how often a model solves each row.
+
+    Of the rows that come out, a source with ``pass_rate = (low, high)`` keeps those between, and one with ``order =
+    "easy_first"`` begins each epoch with the easy ones.
+    """
+
+    out: Path
+    """JSONL to write: the rows, each with ``pass_rate``."""
+    samples: int = 8
+    """Answers per row."""
+    reward: str | None = None
+    """An answer is right where this is at least 1. None is the known data set's, of reasoning_gym the task's own, else
+    ``accuracy``."""
+    limit: int | None = None
+    """Only the first N rows."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.out.suffix != ".jsonl":
+            raise ConfigError(f"--out is {self.out}; rows are written as JSON Lines, so name a file NAME.jsonl")
+        at_least_one("--samples", self.samples)
+        if self.limit is not None:
+            at_least_one("--limit", self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)

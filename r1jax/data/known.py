@@ -40,6 +40,11 @@ def find(name: str) -> Known:
     return KNOWN[name]
 
 
+def samples(name: str | None) -> int:
+    """Answers per problem in the evaluation; 1 where no set is named."""
+    return 1 if name is None else find(name).samples
+
+
 # -- Rows
 
 

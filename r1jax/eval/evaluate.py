@@ -17,7 +17,7 @@ from rich.text import Text
 
 from r1jax import config
 from r1jax.config import commands
-from r1jax.data import output, sources
+from r1jax.data import known, output, sources
 from r1jax.eval import answers as asking
 from r1jax.eval.estimators import cons_at_k, interval, pass_at_k
 from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_model
@@ -45,10 +45,11 @@ def evaluate(args: commands.Evaluate) -> int:
     found, results = [], {}
     with Pool(config.Workers()) as pool, _progress() as progress:
         pool.check([name for source in tasks for name in source.rewards])
-        engine = engine_for([q for part in asked for q in part], args.samples)
+        per_problem = [args.samples or known.samples(source.options.get("known")) for source in tasks]
+        engine = engine_for([q for part in asked for q in part], max(per_problem))
         sampler = load_sampler(opened, engine, args.mesh, args.seed)
-        for source, part in zip(tasks, asked, strict=True):
-            bar = progress.add_task(source.name, total=len(part) * args.samples)
+        for source, part, samples in zip(tasks, asked, per_problem, strict=True):
+            bar = progress.add_task(source.name, total=len(part) * samples)
             started = time.perf_counter()
             sampled = asking.sample(
                 part,
@@ -56,14 +57,14 @@ def evaluate(args: commands.Evaluate) -> int:
                 pool=pool,
                 tokenizer=opened.tokenizer,
                 sampling=args.sampling,
-                samples=args.samples,
+                samples=samples,
                 round=zlib.crc32(source.name.encode()) >> 1,  # 31 bits: a stream of the task's own
                 weights={source.name: source.rewards},
                 progress=_advance(progress, bar),
             )
             seconds = time.perf_counter() - started
             found.append(sampled.scored())
-            results[source.name] = figures(found[-1], args.samples, seconds)
+            results[source.name] = figures(found[-1], samples, seconds)
     if jax.process_index() == 0:
         show(results, args)
         if args.out is not None:
@@ -105,7 +106,7 @@ def show(results: dict[str, dict], args: commands.Evaluate) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    shares = [key for key in next(iter(results.values())) if "@" in key and "/" not in key]
+    shares = list(dict.fromkeys(key for r in results.values() for key in r if "@" in key and "/" not in key))
     s = args.sampling
     how = f"temperature {s.temperature:g}, top-p {s.top_p:g}, at most {s.max_new_tokens} tokens, seed {args.seed}"
     caption = Text("[low, high]: 95 % intervals; tokens/s of the first task with compilation")
@@ -114,7 +115,7 @@ def show(results: dict[str, dict], args: commands.Evaluate) -> None:
     for name in ("problems", *shares, "tokens", "truncated", "tokens/s"):
         table.add_column(name, justify="right")
     for task, r in results.items():
-        cells = [f"{r[key]:.3f} [{r[f'{key}/interval'][0]:.3f}, {r[f'{key}/interval'][1]:.3f}]" for key in shares]
+        cells = [_with_interval(r, key) if key in r else "" for key in shares]
         rest = (f"{r['length/mean']:.1f}", f"{r['length/truncated']:.3f}", f"{r['tokens_per_s']:,.0f}")
         table.add_row(*map(Text, (task, f"{r['problems']:,}", *cells, *rest)))
     console.print(table)
@@ -122,6 +123,11 @@ def show(results: dict[str, dict], args: commands.Evaluate) -> None:
         if r["not_scored"]:
             failed = f"{task}: {r['not_scored']} answers could not be scored and count as wrong"
             console.print(Text(f"{failed}; the first: {r['not_scored/first']}"), soft_wrap=True)
+
+
+def _with_interval(r: dict, key: str) -> str:
+    low, high = r[f"{key}/interval"]
+    return f"{r[key]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def write(args: commands.Evaluate, found: list[asking.Answers], results: dict[str, dict]) -> None:
