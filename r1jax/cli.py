@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 import r1jax
+from r1jax.arguments import REGISTRY, paragraphs
 from r1jax.config import commands
 from r1jax.config.base import ConfigError, GuardStop
 from r1jax.config.loading import list_configs, load_config
@@ -266,7 +267,6 @@ def parse(arguments: type[T], args: Sequence[str], prog: str, describe: str | No
     Raises:
       ConfigError: an unknown option, with the nearest ones that exist, or a value that does not fit.
     """
-    positional = (tyro.conf.PositionalRequiredArgs,) if issubclass(arguments, commands.Train | commands.Samples) else ()
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -274,8 +274,8 @@ def parse(arguments: type[T], args: Sequence[str], prog: str, describe: str | No
                 tyro.conf.AvoidSubcommands[arguments],  # a union would become a subcommand otherwise
                 args=list(args),
                 prog=prog,
-                description=describe,
-                config=positional,
+                description=describe or paragraphs(arguments.__doc__),
+                registry=REGISTRY,
                 return_unknown_args=True,
             )
     except SystemExit as stop:

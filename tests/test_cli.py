@@ -145,7 +145,8 @@ ONE_LINE = {
     "train two --grpo.no-preflght": "did you mean --grpo.no-preflight",
     "train zero extra": "unexpected argument 'extra'",
     "train zero --steps": "Missing value for argument",
-    "train zero --steps many": "--steps: invalid literal for int()",
+    "train zero --steps many": "--steps: 'many' is not a whole number",
+    "train zero --optimizer.lr low": "--optimizer.lr: 'low' is not a number",
     "train zero --normalize mean": "invalid choice 'mean' for argument '--normalize'",
     "train zero --steps 0": "steps is 0; a run needs at least 1",
     "train zero --optimizer.lr -1": "optimizer: optimizer.lr, weight_decay",
@@ -163,7 +164,7 @@ ONE_LINE = {
     "eval --model m --tasks": "--tasks is empty",
     "eval --model m --tasks a --samples 0": "--samples is 0; it must be at least 1",
     "score --model m --tokens t --out o --temperature 0": "--temperature is 0.0",
-    "samples": "Missing from r1jax samples: PATH",
+    "samples": "Missing from r1jax samples: RUN",
     "samples r --last -1": "--last is -1",
     "configs extra": "unexpected argument 'extra'",
 }
@@ -278,6 +279,18 @@ def test_help_shows_every_field_with_its_value(folder):
     empty = {"--eval.sources", "--sources.1.options", "--text.template-options"}  # flags change values and cannot add parts
     assert {flag for flag in flags if flag not in done.stdout} == empty
     assert "(default: 3e-06)" in done.stdout
+
+
+def test_help_fills_its_lines(folder):
+    """Where a paragraph of a docstring goes on in a new line, help does not."""
+    asked = here_too() | {"COLUMNS": "80"}
+    lines = []
+    for line in ("train zero --help", "score --help", "train --help"):
+        done = subprocess.run([sys.executable, "-m", "r1jax", *line.split()], capture_output=True, text=True, env=asked)
+        lines += [line.strip("│ ") for line in done.stdout.splitlines()]
+    assert "directory or Hub id, org/name or org/name@revision; a" in lines
+    assert "GGUF file; any of these on gs://; or wheel:PACKAGE, the" in lines
+    assert any(line.startswith("usage: r1jax train [-h] CONFIG ") for line in lines)
 
 
 def test_a_reader_that_leaves_is_no_error(folder):

@@ -38,8 +38,9 @@ ROOMS = {
     "rundir": FLOOR_0,
     "loading": (*FLOOR_4, "rundir"),  # a run directory is one of the names of a model
     "doctor": FLOOR_0,
+    "arguments": ("config",),
     "stages": FLOOR_5,
-    "cli": (*FLOOR_5, "stages"),
+    "cli": (*FLOOR_5, "stages", "arguments"),
     "__main__": ("cli",),
 }
 STAGES = ("stages.grpo", "stages.sft", "stages.rejection_sampling", "stages.reward_model")  # only the pipeline imports these
@@ -57,11 +58,11 @@ THIRD_PARTY = {
     "transformers": ("bench.peers",),
     "trl": ("bench.peers",),
     "torch": ("bench.peers",),
-    "tyro": ("cli",),
+    "tyro": ("cli", "arguments"),
     "argparse": ("cli",),
     "jax.distributed": ("cli",),
 }
-WITHOUT_JAX = ("config", "rewards", "hub", "cli", "__main__")  # at import; cli imports its rooms inside its functions
+WITHOUT_JAX = ("config", "rewards", "hub", "arguments", "cli", "__main__")  # at import; cli imports rooms in functions
 JAX = ("jax", "jaxlib", "flax", "chex", "optax", "orbax")
 
 
