@@ -16,8 +16,11 @@ from r1jax import cli, config, loading, params
 from r1jax.checkpoint import Checkpointer
 from r1jax.config import GQA, SFT, Model, Segment, Text, commands
 from r1jax.data import tokenizer
+from r1jax.data.template import Template
 from r1jax.eval import loaded, score
+from r1jax.eval.answers import questions
 from r1jax.models import decoder
+from r1jax.plan import memory
 from r1jax.rewards.accuracy import accuracy
 from r1jax.rewards.extract import final_answer
 
@@ -282,7 +285,52 @@ def check(row):
     assert len(row["logprobs"]) == len(row["tokens"])
 
 
-# -- a sampler's weights
+# -- memory
+
+
+def test_slots_are_those_that_fit_and_those_that_were_asked_for(run, monkeypatch):
+    """2 layers x 64 tokens x 2 heads x 2 x 16 channels: 16 KiB an answer of bfloat16 and 32 of float32, and as much to work in;
+    logits 4 x 264 x 4 bytes."""
+    monkeypatch.setattr(loading.Opened, "load", lambda *args: None)
+
+    def slots(free, **options):
+        args = commands.Chat(model=str(run), max_new_tokens=56, mesh=config.Mesh(fsdp=1), **options)
+        monkeypatch.setattr(memory, "available", lambda mesh: free)
+        engine = config.Engine(slots=64, max_prompt_tokens=8)
+        return loaded.load_sampler(loaded.open_model(args), engine, args).slots
+
+    held = sum(x.nbytes for x in jax.tree.leaves(weights(2)))
+    one = 2 * 2 * 64 * 64 * 4 + 4 * 264 * 4
+    assert slots(None) == 64
+    assert [slots(held + n * one) for n in (64, 63, 2, 1)] == [64, 32, 2, 1]
+    assert slots(held + 4 * one, dtype="bfloat16") == 4 < slots(held + 5 * one, dtype="bfloat16") == 8
+    assert slots(held, slots=3) == 64  # engine_for has heeded it
+    assert loaded.engine_for([questions([{"prompt": "a"}], [0], Template(TEXT, TOKENIZER))[0]] * 9, 20, 150).slots == 150
+    with pytest.raises(config.ConfigError, match=r"too large: weights .* are free; lower --max-new-tokens; --dtype bfloat16"):
+        slots(held + one - 1)
+
+
+def test_an_out_of_memory_error_is_one_line(run, tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 13.50GiB.\n  at 0x1")
+
+    monkeypatch.setattr(loading.Opened, "load", fail)
+    np.save(tmp_path / "in.npy", padded([[1, 2]], 2))
+    write_rows(tmp_path / "in.jsonl", [{"prompt": "a", "answer": "1"}])
+    for command, line in (
+        ("generate", "--prompt a"), ("chat", ""), ("eval", f"--tasks {tmp_path}/in.jsonl"),
+        ("score", f"--tokens {tmp_path}/in.npy --out {tmp_path}/out.npz"),
+    ):  # fmt: skip
+        assert cli.main([command, "--model", str(run), *line.split()]) == 2
+        (told,) = capsys.readouterr().err.splitlines()
+        assert "out of memory; 13.50GiB could not be had; " in told and "--dtype bfloat16" in told
+        assert ("--slots" in told) == (command in ("generate", "eval"))
+
+
+def test_the_types_are_those_that_were_asked_for(run):
+    model = loaded.open_model(commands.Chat(model=str(run), dtype="bfloat16")).model
+    assert (model.dtype, model.matmul_dtype, model.param_dtype) == ("bfloat16", "float32", "float32")
+    assert loaded.open_model(commands.Chat(model=str(run))).model == MODEL
 
 
 def test_a_sampler_takes_the_weights_as_they_were_read_without_a_copy(run, monkeypatch):
@@ -290,8 +338,8 @@ def test_a_sampler_takes_the_weights_as_they_were_read_without_a_copy(run, monke
     read = []
     load = loading.Opened.load
     monkeypatch.setattr(loading.Opened, "load", lambda self, *args: read.append(load(self, *args)) or read[0])
-    args = commands.Chat(model=str(run), matmul_dtype="bfloat16")
-    sampler = loaded.load_sampler(loaded.open_model(args), config.Engine(), config.Mesh(fsdp=1), seed=0)
+    args = commands.Chat(model=str(run), matmul_dtype="bfloat16", mesh=config.Mesh(fsdp=1))
+    sampler = loaded.load_sampler(loaded.open_model(args), config.Engine(), args)
     assert sampler.params is read[0]
     layer, stored = sampler.params["segments"][0], weights(2)["segments"][0]
     assert layer["attention_norm"]["scale"].dtype == "float32"

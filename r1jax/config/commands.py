@@ -43,6 +43,8 @@ class Computing(OfModel):
 
     matmul_dtype: DType | None = None
     """Operands of matrix products; None is a run's own, and float32 for other models. Sums are float32 either way."""
+    dtype: DType | None = None
+    """Activations between matrix products, and the cache; None is a run's own, and float32 for other models."""
     mesh: Mesh = field(default_factory=Mesh)
 
 
@@ -60,9 +62,13 @@ class Answering(Computing):
     stop: tuple[str, ...] = ()
     """Strings that end an answer, beside the end tokens. A base model samples none: ``</answer>`` ends r1-zero's answers."""
     seed: int = 0
+    slots: int | None = None
+    """Answers sampled together, of which chat has one. None is 64, or as many as fit the memory that is free."""
 
     def __post_init__(self):
         _ = self.sampling
+        if self.slots is not None:
+            at_least_one("--slots", self.slots)
 
     @property
     def sampling(self) -> Sampling:

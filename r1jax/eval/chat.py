@@ -14,13 +14,14 @@ from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
 from r1jax.eval.generate import say, stream, write
-from r1jax.eval.loaded import find_template, load_sampler, open_model
+from r1jax.eval.loaded import SMALLER, find_template, load_sampler, open_model, out_of_memory_is
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, GOING
 
 PROMPT = ">>> "
 
 
+@out_of_memory_is(f"lower --context; {SMALLER}")
 def chat(args: commands.Chat) -> int:
     """Answers the lines of standard input, each with what was said before. Standard output holds the answers alone.
 
@@ -32,7 +33,7 @@ def chat(args: commands.Chat) -> int:
     opened = open_model(args)
     template = find_template(opened, args.template, args.system)
     engine = config.Engine(slots=1, max_prompt_tokens=args.context - args.max_new_tokens)
-    talk = Talk(template, load_sampler(opened, engine, args.mesh, args.seed), opened.tokenizer, args)
+    talk = Talk(template, load_sampler(opened, engine, args), opened.tokenizer, args)
     if sys.stdin.isatty():
         say("/clear forgets what was said, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
     for line in lines():

@@ -20,13 +20,14 @@ from r1jax.config import commands
 from r1jax.data import known, output, sources
 from r1jax.eval import answers as asking
 from r1jax.eval.estimators import cons_at_k, interval, pass_at_k
-from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_model
+from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model, out_of_memory_is
 from r1jax.rewards import Pool
 from r1jax.rewards.extract import final_answer
 
 WIDTH = 160  # of the table where there is no terminal
 
 
+@out_of_memory_is(f"lower --slots or --max-new-tokens; {SMALLER}")
 def evaluate(args: commands.Evaluate) -> int:
     """Prints a table of the figures; writes the answers to ``args.out`` and the figures beside it.
 
@@ -46,8 +47,8 @@ def evaluate(args: commands.Evaluate) -> int:
     with Pool(config.Workers()) as pool, _progress() as progress:
         pool.check([name for source in tasks for name in source.rewards])
         per_problem = [args.samples or known.samples(source.options.get("known")) for source in tasks]
-        engine = engine_for([q for part in asked for q in part], max(per_problem))
-        sampler = load_sampler(opened, engine, args.mesh, args.seed)
+        engine = engine_for([q for part in asked for q in part], max(per_problem), args.slots)
+        sampler = load_sampler(opened, engine, args)
         for source, part, samples in zip(tasks, asked, per_problem, strict=True):
             bar = progress.add_task(source.name, total=len(part) * samples)
             started = time.perf_counter()

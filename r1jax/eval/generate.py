@@ -15,13 +15,14 @@ from r1jax.config import ConfigError, commands
 from r1jax.data import jsonl, output, sources
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
-from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_model, speed
+from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model, out_of_memory_is, speed
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, Trajectories
 
 CHUNK = 4  # tokens between two looks at an answer that is shown as it comes
 
 
+@out_of_memory_is(f"lower --slots or --max-new-tokens; {SMALLER}")
 def generate(args: commands.Generate) -> int:
     """Prints the answers, or writes them to ``args.out``. A single answer is printed as it comes. Standard output holds the
     answers alone; what else there is to say, and where several answers are printed the prompts, goes to standard error.
@@ -37,7 +38,7 @@ def generate(args: commands.Generate) -> int:
     opened = open_model(args)
     rows = [{"prompt": prompt} for prompt in prompts]
     asked = asking.questions(rows, range(len(rows)), find_template(opened, args.template))
-    sampler = load_sampler(opened, engine_for(asked, args.samples), args.mesh, args.seed)
+    sampler = load_sampler(opened, engine_for(asked, args.samples, args.slots), args)
     started = time.perf_counter()
     if args.out is None and len(asked) * args.samples == 1:
         tokens = print_one(asked[0], sampler, opened.tokenizer, args.sampling)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from r1jax import config, loading, sharding
 from r1jax.config import commands
 from r1jax.data.template import Template
 from r1jax.eval.answers import Question
 from r1jax.loading import Opened
+from r1jax.plan import memory
 from r1jax.rollout import Sampler
 
-SLOTS = 64  # rows decoded together at most
+SLOTS = 64  # rows decoded together at most, if --slots does not say
+SMALLER = "--dtype bfloat16 --matmul-dtype bfloat16 halves most of it; more devices share it (the weights by --mesh.tensor)"
 ROUND_TO = 8  # prompt lengths
 
 
 def open_model(args: commands.Computing) -> Opened:
-    """``args.model`` with its matrix products as asked.
+    """``args.model`` with its types as asked.
 
     Raises:
       ConfigError: there is no such model.
     """
     opened = loading.open_model(args.model)
-    if args.matmul_dtype is None:
-        return opened
-    return dataclasses.replace(opened, model=dataclasses.replace(opened.model, matmul_dtype=args.matmul_dtype))
+    types = {"matmul_dtype": args.matmul_dtype, "dtype": args.dtype}
+    types = {name: dtype for name, dtype in types.items() if dtype is not None}
+    return dataclasses.replace(opened, model=dataclasses.replace(opened.model, **types))
 
 
 def find_template(opened: Opened, name: str, system: str | None = None) -> Template:
@@ -36,22 +43,58 @@ def find_template(opened: Opened, name: str, system: str | None = None) -> Templ
     return Template(text, opened.tokenizer)
 
 
-def engine_for(asked: Sequence[Question], samples: int) -> config.Engine:
-    """Room for ``samples`` answers to each question."""
+def engine_for(asked: Sequence[Question], samples: int, slots: int | None = None) -> config.Engine:
+    """Room for ``samples`` answers to each question, ``slots`` of them together."""
     return config.Engine(
-        slots=min(SLOTS, len(asked) * samples),
+        slots=min(slots or SLOTS, len(asked) * samples),
         max_prompt_tokens=-(-max(len(q.ids) for q in asked) // ROUND_TO) * ROUND_TO or ROUND_TO,
     )
 
 
-def load_sampler(opened: Opened, engine: config.Engine, mesh: config.Mesh, seed: int) -> Sampler:
-    """A sampler with the model's weights."""
-    tokenizer = opened.tokenizer
-    sampler = Sampler(
-        opened.model, engine, sharding.make_mesh(mesh), end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=seed
-    )
+def load_sampler(opened: Opened, engine: config.Engine, args: commands.Answering) -> Sampler:
+    """A sampler with the model's weights; fewer slots than ``engine`` has where these do not fit and were not asked for.
+
+    Raises:
+      ConfigError: not even one slot fits.
+    """
+    tokenizer, mesh = opened.tokenizer, sharding.make_mesh(args.mesh)
+    if args.slots is None:
+        engine = fit(engine, opened.model, mesh, args.max_new_tokens)
+    sampler = Sampler(opened.model, engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=args.seed)
     sampler.load(opened.load(sampler.specs, sampler.shardings), copy=False)
     return sampler
+
+
+def fit(engine: config.Engine, model: config.Model, mesh: jax.sharding.Mesh, cap: int) -> config.Engine:
+    """Halves the slots until weights and cache fit into what is free on the fullest device of any process.
+
+    Raises:
+      ConfigError: not even one slot fits.
+    """
+    capacity = memory.available(mesh)
+    if capacity is None:
+        return engine
+    if jax.process_count() > 1:  # in MiB, for which 32 bits suffice
+        capacity = int(multihost_utils.process_allgather(np.int32(capacity >> 20)).min()) << 20
+    while (need := memory.Sampling.of(model, mesh, engine, cap)).need > capacity:
+        if engine.slots == 1:
+            raise config.ConfigError(
+                f"too large: weights {memory.human(need.weights)} and an answer's cache {memory.human(need.cache)} per device, "
+                f"and {memory.human(capacity)} are free; lower --max-new-tokens; {SMALLER}"
+            )
+        engine = dataclasses.replace(engine, slots=engine.slots // 2)
+    return engine
+
+
+@contextlib.contextmanager
+def out_of_memory_is(change: str) -> Iterator[None]:
+    """An out-of-memory error in the block, or in the function that this decorates, becomes one line that ends in ``change``."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise config.ConfigError(f"out of memory{memory.wanted(error)}; {change}") from error
 
 
 def speed(tokens: int, seconds: float) -> str:

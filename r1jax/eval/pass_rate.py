@@ -14,13 +14,14 @@ from r1jax.data.build import as_json
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers
 from r1jax.eval.evaluate import is_right
-from r1jax.eval.loaded import engine_for, find_template, load_sampler, open_model
+from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model, out_of_memory_is
 from r1jax.rewards import Pool
 
 TOGETHER = 256
 """Rows whose answers are held at once."""
 
 
+@out_of_memory_is(f"lower --slots or --max-new-tokens; {SMALLER}")
 def pass_rate(args: commands.DataPassRate) -> int:
     """Writes every row with ``pass_rate``, the share of its ``args.samples`` answers that earn at least 1.
 
@@ -37,7 +38,7 @@ def pass_rate(args: commands.DataPassRate) -> int:
     rates: list[float] = []
     with Pool(workers) as pool:
         pool.check(source.rewards)
-        sampler = load_sampler(opened, engine_for(asked, args.samples), args.mesh, args.seed)
+        sampler = load_sampler(opened, engine_for(asked, args.samples, args.slots), args)
         while len(rates) < len(asked):
             now = asked[len(rates) : len(rates) + TOGETHER]
             answers = asking.sample(

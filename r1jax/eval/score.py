@@ -15,7 +15,7 @@ from r1jax.bench import peers
 from r1jax.config import ConfigError, commands
 from r1jax.data import jsonl, output
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.eval.loaded import open_model
+from r1jax.eval.loaded import SMALLER, open_model, out_of_memory_is
 from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
 
@@ -24,6 +24,7 @@ PASS_TOKENS = 8192  # tokens in one forward pass, padding included, unless a row
 ROUND_TO = 64  # row lengths
 
 
+@out_of_memory_is(SMALLER)
 def score(args: commands.Score) -> int:
     """Writes ``logprobs``, ``lengths``, and for texts ``tokens`` (see ``commands.Score``) to ``args.out``, and prints what was
     written and how far it is from what ``args.against`` finds.

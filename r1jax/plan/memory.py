@@ -115,7 +115,7 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
     state = trainer.abstract()
     trainable, _ = parameters.split(state.params, trainer.mask)
     samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
-    sampling = Sampling.of(stage, model, mesh) if samples else None
+    sampling = Sampling.of(model, mesh, stage.engine, longest_answer(stage)) if samples else None
     with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
         backward = activations(stage, model, mesh, trainer.mask)
     return Memory(
@@ -231,6 +231,12 @@ def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch:
 # -- The rollout
 
 
+def longest_answer(stage: config.Stage) -> int:
+    """Tokens."""
+    cap = stage.max_cap if isinstance(stage, config.GRPO) else stage.sampling.max_new_tokens
+    return max(cap, stage.eval.sampling.max_new_tokens if stage.eval.sampling else 0)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Bytes per device."""
@@ -239,9 +245,13 @@ class Sampling:
     cache: int
     working: int
 
+    @property
+    def need(self) -> int:
+        return self.weights + self.cache + self.working
+
     @classmethod
-    def of(cls, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> Sampling:
-        """Of the sampler with the stage's largest answers."""
+    def of(cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int) -> Sampling:
+        """Of a sampler with answers of up to ``cap`` tokens."""
         rules = sharding.rules("decode", model.attention.kind)
         specs = decoder.read_specs(model)
         weights = jax.tree.map(
@@ -249,11 +259,8 @@ class Sampling:
             parameters.abstract(specs),
             sharding.param_shardings(specs, mesh, rules),
         )
-        engine, ways = stage.engine, sharding.batch_ways(mesh, rules)
-        caps = [stage.max_cap if isinstance(stage, config.GRPO) else stage.sampling.max_new_tokens]
-        caps += [stage.eval.sampling.max_new_tokens] if stage.eval.sampling else []
-        length = max([-(-engine.max_prompt_tokens // ROUND_TO) * ROUND_TO + max(caps), *engine.buckets])
-        rows = -(-engine.slots // ways)
+        length = max([-(-engine.max_prompt_tokens // ROUND_TO) * ROUND_TO + cap, *engine.buckets])
+        rows = -(-engine.slots // sharding.batch_ways(mesh, rules))
         itemsize = jnp.dtype(model.dtype).itemsize
         cache = 0
         for shape, axes in caches.shapes(model, rows, length):
@@ -311,7 +318,7 @@ def check(found: Memory, stage: config.Stage, model: config.Model, mesh: jax.sha
         "these fit: " + ", or ".join(fitting)
         if fitting
         else f"no smaller batch, remat or fewer slots would help: weights, moments and copies alone are {least}; use a smaller "
-        "model, or split it over more devices (mesh.fsdp; the sampler's weights are split by mesh.tensor and mesh.expert alone)"
+        "model, or split it over more devices (mesh.fsdp; the sampler's weights only by mesh.tensor and mesh.expert)"
     )
     raise config.ConfigError(
         f"too large: it needs {human(found.need)} per device and {human(found.capacity)} are there ({largest(found)}); " + hint
@@ -358,9 +365,6 @@ def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, mo
       phase: of the display, and after a comma what ran within it: ``rollout, compile``.
     """
     doing = phase.partition(",")[0]
-    asked = re.search(r"allocat\w*\D{0,20}([\d.]+) ?([KMGT]i?B|bytes)?", str(error))
-    size = asked and (human(int(asked[1])) if asked[1].isdecimal() and asked[2] in (None, "bytes") else "".join(asked.groups()))
-    wanted = f"; {size} could not be had" if size else ""
     if doing == "load":
         change = "split the weights over more devices (mesh.fsdp), or end what else uses these"
     elif doing in ("rollout", "eval", "preflight"):
@@ -370,9 +374,19 @@ def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, mo
     else:
         change = "split sequences or weights over more devices (mesh.context, mesh.fsdp)" if model.remat else "set remat true"
     return (
-        f"out of memory in phase {phase}{wanted}: planned were {human(found.need)} of {human(found.capacity)} per device "
-        f"(largest: {largest(found)}); {change}"
+        f"out of memory in phase {phase}{wanted(error)}: planned were {human(found.need)} of {human(found.capacity)} per "
+        f"device (largest: {largest(found)}); {change}"
     )
+
+
+def wanted(error: Exception) -> str:
+    """What an out-of-memory error tells of the size that was asked for."""
+    asked = re.search(r"allocat\w*\D{0,20}([\d.]+) ?([KMGT]i?B|bytes)?", str(error))
+    if asked is None:
+        return ""
+    plain = asked[1].isdecimal() and asked[2] in (None, "bytes")
+    size = human(int(asked[1])) if plain else "".join(asked.groups())
+    return f"; {size} could not be had"
 
 
 def human(size: int | None) -> str:
