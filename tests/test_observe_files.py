@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import sys
 import types
@@ -198,6 +199,20 @@ def test_a_pipeline_shows_its_stages_in_their_order(tmp_path):
     text = shown(tmp_path, where=(), last=1, follow=False)
     assert text.index("by-warmup") < text.index("by-grpo")
     assert "warmup  step 1" in text
+
+
+def test_a_folder_of_runs_names_the_newest(tmp_path):
+    for number in range(7):
+        stage = tmp_path / f"run-{number}"
+        SamplesWriter(stage).close()  # else each would pass for a stage of one run
+        (stage / "config.json").write_text("{}")
+        os.utime(stage, (number, number))
+    with pytest.raises(ValueError, match="is a folder of 7 runs; name one: ") as error:
+        show_samples(tmp_path)
+    assert [word.strip(",").rpartition("/")[2] for word in str(error.value).split()[-6:]] == [
+        *(f"run-{number}" for number in range(2, 7)),
+        "...",
+    ]
 
 
 def test_following_shows_what_comes_and_ends_on_interrupt(run, monkeypatch):

@@ -24,6 +24,8 @@ from r1jax.observe.text import number, printable
 FILE = "samples.jsonl"
 FIELDS = ("step", "prompt_id", "sample", "source", "answer", "reward", "advantage", "finish", "length")
 """Fields of a row that ``--where`` compares, beside rewards by name and ``NAME.status``."""
+NAMED = 5
+"""Runs that a complaint names at most."""
 
 
 class SamplesWriter:
@@ -111,6 +113,9 @@ def show_samples(
     conditions = [Condition.parse(text) for text in where]
     if not run.is_dir():
         raise ValueError(f"{run} is not a directory; name a run directory, such as runs/quickstart-20260101-120000")
+    if runs := _runs(run):
+        newest = ", ".join(str(path) for path in runs[-NAMED:])
+        raise ValueError(f"{run} is a folder of {len(runs)} runs; name one: {newest}{', ...' if len(runs) > NAMED else ''}")
     tails = {stage: _Tail(path) for stage, path in _files(run).items()}
     if not tails and not follow:
         raise ValueError(f"{run} holds no {FILE}; the run has sampled nothing yet, or its log.samples_per_step is 0")
@@ -186,6 +191,13 @@ class _Tail:
                     return
                 self._offset += len(line)
                 yield jsonl.parse(line, f"{self._path}, byte {self._offset - len(line)}")
+
+
+def _runs(folder: Path) -> list[Path]:
+    """The runs in a folder, the newest last; none if it is a run itself."""
+    if (folder / "config.json").exists():
+        return []
+    return sorted((path.parent for path in folder.glob("*/config.json")), key=lambda path: path.stat().st_mtime)
 
 
 def _files(run: Path) -> dict[str, Path]:
