@@ -139,7 +139,8 @@ def _fetch(name: str, kind: str, choose: Choose) -> tuple[Path, list[str]]:
         raise ValueError("only gs:// names are fetched; copy the files to this machine and give their path")
     match = _HUB_NAME.fullmatch(name)
     if not match or name.endswith(_SUFFIXES_OF_PATHS):
-        raise ValueError("no such file or directory; a name on the Hub is org/name or org/name@revision")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ValueError(f"no such file or directory{where}; a name on the Hub is org/name or org/name@revision")
     return _from_hub(match[1], match[2], kind, choose)
 
 
@@ -179,7 +180,13 @@ def _from_hub(repo: str, revision: str | None, kind: str, choose: Choose) -> tup
         except errors.RevisionNotFoundError as e:
             raise ValueError(f"{repo} has no revision {revision!r}; give a branch, a tag or a commit") from e
         except (errors.RevisionResolutionError, errors.XetDownloadError, errors.HTTPError, OSError) as e:
-            raise ValueError(_why(e, cache)) from e
+            raise ValueError(_no_path(repo) + _why(e, cache)) from e
+
+
+def _no_path(repo: str) -> str:
+    """What is wrong with a Hub name that looks like a path, for its first part is a directory here."""
+    folder, _, name = repo.partition("/")
+    return f"no such path, {folder}/ has no {name}; as a name on the Hub: " if Path(folder).is_dir() else ""
 
 
 def _why(error: Exception, cache: Path) -> str:

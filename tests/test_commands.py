@@ -415,7 +415,7 @@ MISTAKES = {
     "generate --model nowhere --prompt a": "nowhere: no such file or directory",
     "generate --model RUN@9 --prompt a": "no such checkpoint",
     "generate --model wheel:no_such_package --prompt a": "package 'no_such_package' is not installed",
-    "generate --model RUN --prompts none.jsonl": "cannot read none.jsonl: No such file",
+    "generate --model RUN --prompts none.jsonl": "cannot read none.jsonl: No such file or directory (from HERE)",
     "generate --model RUN --prompts bad.jsonl": "bad.jsonl:2: not JSON",
     "generate --model RUN --prompts list.jsonl": "list.jsonl:1: a row is a JSON object, not list",
     "generate --model RUN --prompts text.jsonl": "text.jsonl:1: no 'prompt' (it has 'text')",
@@ -434,8 +434,9 @@ MISTAKES = {
     "score --model RUN --tokens negative.npy --out o.npz": "row 0 has token -2 at 0; the model knows 0..263",
     "score --model RUN --tokens prompt.jsonl --out o.npz": "prompt.jsonl:1: a row must hold 'text', a string (it has 'prompt')",
     "score --model RUN --tokens float.npy --out no/o.npz": "there is no directory no",
-    "eval --model RUN --tasks none.jsonl": "path 'none.jsonl' is no file or folder here",
-    "eval --model RUN --tasks arithmetik": "path 'arithmetik' is no file or folder here",
+    "eval --model RUN --tasks none.jsonl": "path 'none.jsonl' is no file or folder here (in HERE), nor",
+    "eval --model RUN --tasks arithmetik": "; did you mean arithmetic? Names are arithmetic, gsm8k, ",
+    'eval --model RUN --tasks xyz{"test_share":0.1}': "; names are arithmetic, gsm8k, ",
     'eval --model RUN --tasks arithmetic{"digits":}': "its options are not JSON",
     'eval --model RUN --tasks arithmetic{"digit":3}': "does not take (split, **{'digit': 3})",
     "eval --model RUN --tasks arithmetic arithmetic": "--tasks names arithmetic twice",
@@ -459,6 +460,6 @@ def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capfd, line):
         np.save(tmp_path / f"{name}.npy", np.array(array))
     assert cli.main(line.replace("RUN", str(run)).split()) == 2
     out, err = capfd.readouterr()
-    assert MISTAKES[line] in err
+    assert MISTAKES[line].replace("HERE", str(tmp_path)) in err
     assert err.startswith("r1jax: error: ") and err.count("\n") == 1 and not out
     assert not (tmp_path / "o.npz").exists()

@@ -75,7 +75,7 @@ def test_jsonl_holds_out_by_prompt(tmp_path):
 @pytest.mark.parametrize(
     "path, options, said",
     [
-        ("nowhere.jsonl", {}, "path 'nowhere.jsonl' is no file or folder here, nor org/name of the Hub"),
+        ("nowhere.jsonl", {}, "path 'nowhere.jsonl' is no file or folder here (in "),
         ("no/where.jsonl", {}, "no/where.jsonl: no such file or directory"),
         ("pyproject.toml", {}, "not a .jsonl, .parquet or .array_record file"),
         ("tests", {}, "has no .jsonl, .parquet or .array_record files for split 'train'"),

@@ -23,7 +23,8 @@ def stream(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         file = path.expanduser().open("rb")
     except OSError as e:
-        raise ConfigError(f"cannot read {path}: {e.strerror}") from e
+        here = f" (from {Path.cwd()})" if isinstance(e, FileNotFoundError) and not path.expanduser().is_absolute() else ""
+        raise ConfigError(f"cannot read {path}: {e.strerror}{here}") from e
     empty = True
     with file:
         for number, line in enumerate(file, 1):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import importlib
 import inspect
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ GYM_TRIES = 200
 """Questions drawn for one row before giving up: only a task with a handful of different questions needs so many."""
 SHORT = {"arithmetic": "r1jax.data.arithmetic:rows"} | {name: k.path for name, k in known.KNOWN.items()}
 """Names for the command line."""
+KINDS = "org/name of the Hub, gs://BUCKET/PATH, reasoning_gym:TASK, pkg.mod:f or file.py:f"
 
 
 def named(text: str, *, split: str | None = None, reward: str | None = None, limit: int | None = None) -> Source:
@@ -34,9 +37,13 @@ def named(text: str, *, split: str | None = None, reward: str | None = None, lim
       reward: None is the known data set's, of reasoning_gym the task's own, else ``accuracy``.
 
     Raises:
-      ConfigError: the options are no JSON object.
+      ConfigError: the options are no JSON object, or a bare name is neither known nor here.
     """
     path, brace, rest = text.partition("{")
+    if path not in SHORT and re.fullmatch(r"[\w-]+", path) and not Path(path).exists():
+        near = difflib.get_close_matches(path, SHORT, n=1)
+        known_names = f"did you mean {near[0]}? Names are" if near else "names are"
+        raise ConfigError(f"no {path!r} in {Path.cwd()}; {known_names} {', '.join(SHORT)}; else give {KINDS}")
     try:
         options = json.loads(brace + rest) if brace else {}
     except json.JSONDecodeError as e:
@@ -76,8 +83,7 @@ def load(source: Source, *, held_out: bool = False) -> Rows:
     elif colon and target and name and "://" not in source.path and not Path(source.path).expanduser().exists():
         rows = Rows(source, _call(source, target, name, split), source.path)
     elif "/" not in source.path and not Path(source.path).exists():
-        kinds = "org/name of the Hub, gs://BUCKET/PATH, reasoning_gym:TASK, pkg.mod:f or file.py:f"
-        raise _error(source, f"path {source.path!r} is no file or folder here, nor {kinds}")
+        raise _error(source, f"path {source.path!r} is no file or folder here (in {Path.cwd()}), nor {KINDS}")
     else:
         table = _files(source, split)
         rows = Rows(source, table.rows, None, table.digest, table.commit)
