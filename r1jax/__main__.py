@@ -1,8 +1,6 @@
 """``python -m r1jax`` is the command ``r1jax``."""
 
-import sys
-
-from r1jax.cli import main
+from r1jax.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

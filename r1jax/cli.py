@@ -17,11 +17,13 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 import r1jax
+from r1jax import rundir
 from r1jax.arguments import REGISTRY, paragraphs
 from r1jax.config import commands
 from r1jax.config.base import ConfigError, GuardStop
@@ -29,6 +31,7 @@ from r1jax.config.loading import list_configs, load_config
 from r1jax.config.stages import Pipeline, Stage
 
 T = TypeVar("T")
+INTERRUPTED = 130
 
 
 # -- Commands
@@ -191,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(argv)
     except KeyboardInterrupt as interrupt:
         print(f"r1jax: interrupted{how_to_resume(argv, interrupt)}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -199,6 +202,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("stopped", stop, 3)
     except (ValueError, OSError) as error:
         return fail("error", error, 2)
+
+
+def command() -> None:
+    """What the script ``r1jax`` calls."""
+    code = main()
+    if code == INTERRUPTED:  # taking the interpreter down while a thread still compiles crashes
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -236,13 +249,14 @@ def fail(kind: str, error: Exception, code: int) -> int:
 
 def how_to_resume(argv: Sequence[str], interrupt: KeyboardInterrupt) -> str:
     """The command that goes on with the run. Training names its directory as the argument of KeyboardInterrupt."""
-    words = list(argv)
-    named = any(word.replace("_", "-").startswith("--run-dir") for word in words)
-    if not named and interrupt.args:
-        words += ["--run-dir", str(interrupt.args[0])]
-    elif not named:
+    if not interrupt.args:
         return ""
-    return f"; this goes on from the last checkpoint: r1jax {shlex.join(words)}"
+    words, path = list(argv), Path(interrupt.args[0])
+    if not any(word.replace("_", "-").startswith("--run-dir") for word in words):
+        words += ["--run-dir", str(path)]
+    saved = rundir.last_saved(path)
+    goes_on = f"this goes on from {saved}" if saved else "nothing was saved yet, so this begins again"
+    return f"; {goes_on}: r1jax {shlex.join(words)}"
 
 
 # -- Arguments

@@ -7,10 +7,11 @@ import resource
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
-from r1jax import cli
+from r1jax import cli, config, rundir
 from r1jax.config import ConfigError, Pipeline, commands, diff, to_json
 from r1jax.config.base import GuardStop
 from r1jax.config.loading import list_configs, load_config
@@ -212,14 +213,22 @@ def test_debug_shows_the_traceback_before_the_line(folder, capsys, monkeypatch):
 
 
 def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
+    run = Path("runs/zero 1")
+
     def command(args):
-        raise KeyboardInterrupt("runs/zero 1")
+        raise KeyboardInterrupt(run)
 
     monkeypatch.setitem(cli.COMMANDS, "train", (commands.Train, command))
     assert cli.main(["train", "zero", "--steps", "3"]) == 130
-    assert capsys.readouterr().err.endswith("checkpoint: r1jax train zero --steps 3 --run-dir 'runs/zero 1'\n")
+    how = "r1jax train zero --steps 3 --run-dir 'runs/zero 1'\n"
+    assert capsys.readouterr().err.endswith(f"nothing was saved yet, so this begins again: {how}")
+    rundir.create("zero", config.to_json(config.GRPO(model=config.Model())), run).close()
+    for step in (5, 10):
+        (run / "checkpoints" / str(step)).mkdir(parents=True)
+    assert cli.main(["train", "zero", "--steps", "3"]) == 130
+    assert capsys.readouterr().err.endswith(f"this goes on from step 10: {how}")
     assert cli.main(["train", "zero", "--run-dir=mine"]) == 130
-    assert capsys.readouterr().err.endswith("checkpoint: r1jax train zero --run-dir=mine\n")
+    assert capsys.readouterr().err.endswith("step 10: r1jax train zero --run-dir=mine\n")
 
 
 def test_commands_hand_over_what_was_asked(folder):
