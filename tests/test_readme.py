@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from r1jax import cli
+from r1jax.data import sources
 from r1jax.observe.metrics import read_metrics
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -16,6 +17,16 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 def example(name: str) -> str:
     """The Python block that README.md introduces as the file ``name``."""
     return re.search(rf"`{re.escape(name)}`:\n\n```python\n(.*?)```", README, re.S)[1]
+
+
+def test_the_rows_it_shows_are_rows(here):
+    (here / "rows.jsonl").write_text(re.search(r"`rows.jsonl`.*?```json\n(.*?)```", README, re.S)[1])
+    assert [row["answer"] for row in sources.load(sources.named("rows.jsonl"))] == ["7", "15"]
+
+
+def test_the_commands_on_rows_are_all_there():
+    row = re.search(r"^\| `r1jax data show.*$", README, re.M)[0]
+    assert [name for name in cli.DATA if name not in row] == []
 
 
 @pytest.fixture
