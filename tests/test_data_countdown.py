@@ -94,7 +94,10 @@ def test_a_hostile_expression_is_refused_or_has_a_value_at_once(text):
     assert solved("", f"<answer>{text}</answer>", ROW).value == 0
 
 
-@pytest.mark.parametrize("text", ["__import__('os')", "1e9", "0x10", "1_0", "012", "1,2", "()", "2 ** 3", "7 // 2", "2(3)", "~1", "9" * 201])
+REFUSED = ["__import__('os')", "1e9", "0x10", "1_0", "012", "1,2", "()", "2 ** 3", "7 // 2", "2(3)", "~1", "9" * 201]
+
+
+@pytest.mark.parametrize("text", REFUSED)
 def test_only_arithmetic_is_parsed(text):
     with pytest.raises(ValueError):
         evaluate(text)

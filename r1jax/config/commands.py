@@ -126,8 +126,8 @@ class Score(Computing):
     """Log-probabilities of given tokens or texts under a model."""
 
     tokens: Path
-    """int32 or int64 [B, T] as .npy, padded on the right with -1; or JSONL rows that hold ``text``, before which the tokenizer's
-    own prefix (a begin token, where it has one) is put."""
+    """int32 or int64 [B, T] as .npy, padded on the right with -1; or JSONL rows that hold ``text``, before which the
+    tokenizer's own prefix (a begin token, where it has one) is put."""
     out: Path | None = None
     """.npz to write: ``logprobs`` float32 [B, T-1], of token t+1 given the tokens up to t, 0 at padding; ``lengths`` int32 [B],
     tokens of each row; of texts also ``tokens`` int32 [B, T]."""
