@@ -104,7 +104,7 @@ def test_a_run_of_our_own_becomes_deepseek_v3(run, tmp_path, capsys):
     path, model, weights = run
     assert not model.rope.interleaved  # engines know the other order only: the channels must change places
     assert run_export(path, tmp_path / "out") == 0
-    assert "GB" in capsys.readouterr().out
+    assert "KiB in" in capsys.readouterr().out
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     assert theirs.config.model_type == "deepseek_v3" and theirs.config.rope_interleave
 
