@@ -150,6 +150,13 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, table)))
 
 
+def one_cpu() -> bool:
+    """Whether what is being traced will run on one CPU device."""
+    current = _current.get()
+    devices = jax.devices()[:1] if current is None else current[0].devices.flat
+    return len(devices) == 1 and devices[0].platform == "cpu"
+
+
 def put(x: np.ndarray, mesh: jax.sharding.Mesh, table: Rules, *axes: str | None) -> jax.Array:
     """A host array that every process holds becomes one global array; each process uploads its own part."""
     x = np.asarray(x)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import config
+from r1jax.nn import grouped
 from r1jax.nn import mlp as dense
 from r1jax.nn.matmul import einsum, project
 from r1jax.params import ParamSpec
-from r1jax.sharding import constrain
+from r1jax.sharding import constrain, one_cpu
 
 
 class Routing(NamedTuple):
@@ -81,16 +82,37 @@ def moe(params, x: jax.Array, model: config.Model, routes: jax.Array | None = No
 
 
 def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
-    """The gated sum over experts, as one SwiGLU of width E * F whose channels are weighted by their expert's gate.
+    """The gated sum over the chosen experts, in the form that is faster here: the same sums in another order.
 
-    Every expert sees every token, so the cost grows with E: right for few small experts, and the reference for any other form.
+    On one CPU device choices are grouped by expert where at most a quarter of the experts is chosen. Elsewhere every expert
+    sees every token: with half of them chosen the grouped form gains nothing on narrow layers, its loop would run block after
+    block on an accelerator, and over several devices its gathers would cross them.
     """
+    form = experts_grouped if one_cpu() and 4 * model.moe.top_k <= model.moe.n_experts else experts_dense
+    return form(params, x, routing, model)
+
+
+def experts_dense(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
+    """``experts`` as one SwiGLU of width E * F whose channels are weighted by their expert's gate. The cost grows with E."""
     e = model.moe.n_experts
     weight = einsum("btk,btke->bte", routing.gates, jax.nn.one_hot(routing.experts, e, dtype=jnp.float32), "float32")
     gate, up = (jnp.moveaxis(params[name], 0, 1) for name in ("gate", "up"))
     hidden = jax.nn.silu(project(x, gate, model.matmul_dtype)) * project(x, up, model.matmul_dtype)
     hidden = constrain(hidden * weight[..., None].astype(hidden.dtype), "batch", "sequence", "experts", "mlp")
     return project(hidden, params["down"], model.matmul_dtype, contract=2)
+
+
+def experts_grouped(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
+    """``experts`` as products over the B * T * K choices, sorted by expert. The cost grows with K and not with E."""
+    m = model.moe
+    groups = grouped.group(routing.experts.reshape(-1), m.n_experts)
+    rows = jnp.broadcast_to(x[:, :, None], (*routing.experts.shape, x.shape[-1]))
+    rows = grouped.sort(rows.reshape(-1, x.shape[-1]), groups)
+    gate, up = (grouped.project(rows, params[n], groups, model.matmul_dtype).astype(x.dtype) for n in ("gate", "up"))
+    weight = grouped.sort(routing.gates.reshape(-1, 1), groups)
+    hidden = jax.nn.silu(gate) * up * weight.astype(x.dtype)
+    out = grouped.unsort(grouped.project(hidden, params["down"], groups, model.matmul_dtype), groups)
+    return out.reshape(*routing.experts.shape, -1).sum(2).astype(x.dtype)
 
 
 def load(routing: Routing, real: jax.Array) -> jax.Array:

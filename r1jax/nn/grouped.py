@@ -1,0 +1,130 @@
+"""Products of rows that are sorted by expert: each block of rows meets the weights of its expert only.
+
+The work grows with the rows, not with the experts times the rows, and nothing is dropped. Shapes are static; the number of
+blocks that are visited is not, so the loops run as far as the routing asks. Reverse-mode gradients only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.nn.matmul import precision
+
+
+class Groups(NamedTuple):
+    """R choices of an expert, in the order of the experts. The first ``count`` blocks of b rows hold them all: a block has
+    rows of one expert, and at its end rows of those that follow, or of the b that pad the R."""
+
+    order: jax.Array
+    """int32[R + b]: the choice at each sorted place; padding repeats the first."""
+    place: jax.Array
+    """int32[R]: the sorted place of each choice."""
+    expert: jax.Array
+    """int32[blocks]"""
+    start: jax.Array
+    """int32[blocks]: first row."""
+    rows: jax.Array
+    """int32[blocks]: how many of the block's rows are its expert's."""
+    count: jax.Array
+    """int32[]"""
+
+
+def block_size(rows: int, n_experts: int) -> int:
+    """Rows of a block: a power of two, about half of what an expert gets. Larger ones are faster per row, but an expert's last
+    block is half empty."""
+    return min(128, max(8, 1 << max(0, (rows // (2 * n_experts)).bit_length() - 1)))
+
+
+def group(experts: jax.Array, n_experts: int) -> Groups:
+    """Sorts int32 experts[R]. Rows of one expert keep their order."""
+    n, b = experts.size, block_size(experts.size, n_experts)
+    order = jnp.argsort(experts, stable=True).astype(jnp.int32)
+    sizes = jnp.zeros(n_experts, jnp.int32).at[experts].add(1)
+    ends, blocks = jnp.cumsum(sizes), -(-sizes // b)
+    last = jnp.cumsum(blocks)
+    index = jnp.arange(n // b + min(n, n_experts), dtype=jnp.int32)
+    expert = jnp.minimum((index[:, None] >= last).sum(1, dtype=jnp.int32), n_experts - 1)
+    start = (ends - sizes)[expert] + (index - (last - blocks)[expert]) * b
+    rows = jnp.minimum(ends[expert] - start, b)
+    place = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32), unique_indices=True)
+    return Groups(jnp.pad(order, (0, b)), place, expert, start, rows, last[-1])
+
+
+@jax.custom_vjp
+def sort(x: jax.Array, groups: Groups) -> jax.Array:
+    """x[R, D] as sorted rows [R + b, D]."""
+    return x[groups.order]
+
+
+@jax.custom_vjp
+def unsort(x: jax.Array, groups: Groups) -> jax.Array:
+    """Sorted rows [R + b, D] as they were: [R, D]."""
+    return x[groups.place]
+
+
+# Gathers both ways: the gradient that jax takes of one is a scatter.
+sort.defvjp(lambda x, groups: (sort(x, groups), groups), lambda groups, g: (unsort(g, groups), None))
+unsort.defvjp(lambda x, groups: (unsort(x, groups), groups), lambda groups, g: (_sort_gradient(g, groups), None))
+
+
+def _sort_gradient(g: jax.Array, groups: Groups) -> jax.Array:
+    return sort(g, groups).at[groups.place.size :].set(0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def project(x: jax.Array, kernels: jax.Array, groups: Groups, dtype: str) -> jax.Array:
+    """Sorted rows x[R + b, D] times kernels[E, D, F] of their experts: float32[R + b, F]. Its last b rows mean nothing.
+
+    Operands are cast to ``dtype`` and products accumulate in float32, forward and backward, as in ``nn.matmul.project``.
+    """
+    return _rows(x, kernels, groups, dtype, 0)
+
+
+def _forward(x, kernels, groups, dtype):
+    return project(x, kernels, groups, dtype), (x, kernels, groups)
+
+
+def _backward(dtype, saved, g):
+    x, kernels, groups = saved
+    dx = _rows(g, kernels, groups, dtype, 1)
+    return dx.astype(x.dtype), _kernels(x, g, groups, kernels.shape[0], dtype).astype(kernels.dtype), None
+
+
+project.defvjp(_forward, _backward)
+
+
+def _rows(x, kernels, groups, dtype, contract):
+    """float32 x[R + b, :] times its expert's kernel over the kernel's axis ``contract``."""
+    b = x.shape[0] - groups.place.size
+
+    def block(i, out):
+        rows = jax.lax.dynamic_slice_in_dim(x, groups.start[i], b)
+        # XLA:CPU widens bfloat16 to slice it, and would do so to all kernels before the loop if they did not depend on i.
+        held, i = jax.lax.optimization_barrier((kernels, i))
+        kernel = jax.lax.dynamic_index_in_dim(held, groups.expert[i], keepdims=False)
+        y = _dot(rows, kernel, 1, contract, dtype)
+        # The rows of the experts that follow are wrong until their own block comes.
+        return jax.lax.dynamic_update_slice_in_dim(out, y, groups.start[i], 0)
+
+    return jax.lax.fori_loop(0, groups.count, block, jnp.zeros((x.shape[0], kernels.shape[2 - contract]), jnp.float32))
+
+
+def _kernels(x, g, groups, n_experts, dtype):
+    """float32[E, D, F]: x's rows times g's, summed over the rows of each expert."""
+    b = x.shape[0] - groups.place.size
+
+    def block(i, out):
+        rows, down = (jax.lax.dynamic_slice_in_dim(a, groups.start[i], b) for a in (x, g))
+        y = _dot(rows, jnp.where(jnp.arange(b)[:, None] < groups.rows[i], down, 0), 0, 0, dtype)
+        return out.at[groups.expert[i]].add(y)
+
+    return jax.lax.fori_loop(0, groups.count, block, jnp.zeros((n_experts, x.shape[1], g.shape[1]), jnp.float32))
+
+
+def _dot(x, y, left, right, dtype):
+    x, y, contract = x.astype(dtype), y.astype(dtype), (((left,), (right,)), ((), ()))
+    return jax.lax.dot_general(x, y, contract, precision=precision(dtype), preferred_element_type=jnp.float32)
