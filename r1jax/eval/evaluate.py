@@ -31,7 +31,7 @@ WIDTH = 160  # of the table where there is no terminal
 def evaluate(args: commands.Evaluate) -> int:
     """Prints a table of the figures; writes the answers to ``args.out`` and the figures beside it.
 
-    A task's answers depend on the seed, the task and the model, never on the other tasks.
+    A task's answers depend on the seed, its rows and the model, never on the other tasks or where the rows lie.
 
     Raises:
       ConfigError: the user's mistakes.
@@ -49,7 +49,7 @@ def evaluate(args: commands.Evaluate) -> int:
         per_problem = [args.samples or known.samples(source.options.get("known")) for source in tasks]
         engine = engine_for([q for part in asked for q in part], max(per_problem), args.slots)
         sampler = load_sampler(opened, engine, args)
-        for source, part, samples in zip(tasks, asked, per_problem, strict=True):
+        for source, problems, part, samples in zip(tasks, rows, asked, per_problem, strict=True):
             bar = progress.add_task(source.name, total=len(part) * samples)
             started = time.perf_counter()
             sampled = asking.sample(
@@ -59,7 +59,7 @@ def evaluate(args: commands.Evaluate) -> int:
                 tokenizer=opened.tokenizer,
                 sampling=args.sampling,
                 samples=samples,
-                round=zlib.crc32(source.name.encode()) >> 1,  # 31 bits: a stream of the task's own
+                round=zlib.crc32(problems.identity.encode()) >> 1,  # 31 bits: a stream of the rows' own, wherever they lie
                 weights={source.name: source.rewards},
                 progress=_advance(progress, bar),
             )
