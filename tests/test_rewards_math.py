@@ -281,7 +281,7 @@ def unguarded(prompt, completion, row):
 def score_without_guard(folder, hostile):
     """The scores of the hostile answers when all goes to math-verify, with two honest answers around each."""
     (folder / "reward.py").write_text(UNGUARDED)
-    name, limit = f"{folder}/reward.py:unguarded", 1.0
+    name, limit = f"{folder}/reward.py:unguarded", 4.0  # a busy machine keeps honest answers within it
     items = []
     for answer in hostile:
         items += [Item("", rf"\frac{{{len(items)}}}{{2}}", {"answer": rf"{len(items)}\cdot 0.5"}, (name,))]
