@@ -93,7 +93,7 @@ def test_config_that_is_malformed(folder, capsys, text, said):
         (["--engine.buckets", "8", "10"], "engine.buckets ends at 10"),
         (["--length-schedule", "5", "0"], "length_schedule is ((5, 0),)"),
         (["--optimizer.b2", "1"], "optimizer.b1 and b2 must be in [0, 1)"),
-        (["--importance-cap", "-1"], "importance_cap"),
+        (["--importance-cap", "-1"], "clip_low, clip_high, kl_beta and importance_cap must be >= 0"),
         (["--workers.max-error-share", "2"], "workers.max_error_share is 2"),
         (["--log.sample-every", "-3"], "log.sample_every must be >= 0"),
         (["--frozen", "nothing"], "matches no parameter"),
