@@ -27,6 +27,8 @@ class ParamSpec:
     dtype: str = "float32"
     trainable: bool = True
     """False for arrays that a rule moves and not the gradient (the router's bias)."""
+    inputs: int = 0
+    """Of a kernel: over how many axes its product sums, the first behind layers and experts. 0: it is none."""
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):

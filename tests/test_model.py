@@ -22,7 +22,7 @@ from r1jax.train import objectives
 from r1jax.types import PackedBatch
 
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
-forward = jit(decoder.forward, static_argnames=("model", "absorbed"))
+forward = jit(decoder.forward, static_argnames=("model", "absorbed", "keep"))
 ROWS, LENGTH = 3, 12
 MODELS = pytest.mark.parametrize("model", [GQA, MLA], ids=["gqa", "mla"])
 TOKENS = np.random.default_rng(1).integers(0, GQA.vocab_size, (ROWS, LENGTH)).astype(np.int32)
@@ -41,9 +41,13 @@ def test_decoding_from_a_cache_is_the_forward_pass(params, model):
     prompt, width = np.array([4, 7, 2]), 7
     seen = np.arange(width) < prompt[:, None]
     padded = np.where(seen, TOKENS[:, :width], 41)  # the padding is a token like any other
-    cache = caches.create(model, ROWS, LENGTH)
-    hidden, _, cache = forward(params[model], padded, POSITIONS[:, :width], seen.astype(np.int32), model=model, cache=cache)
+    hidden, _, fresh = forward(params[model], padded, POSITIONS[:, :width], seen.astype(np.int32), model=model, keep=True)
     close(hidden[seen], expected[:, :width][seen])
+    # blocks of 5, 4 and 3 positions, in which something else stood
+    cache = jax.tree.map(lambda x: x + jnp.nan, caches.create(model, ROWS, 5))
+    for more in (4, 3):
+        cache = caches.grow(cache, jax.tree.map(lambda x: x + jnp.nan, caches.create(model, ROWS, more)))
+    cache = caches.place(cache, fresh, model, jnp.arange(ROWS), jnp.ones(ROWS, bool))
     for step in range(5):
         at = (prompt + step)[:, None].astype(np.int32)
         newest = np.take_along_axis(TOKENS, at, axis=1)
@@ -53,12 +57,34 @@ def test_decoding_from_a_cache_is_the_forward_pass(params, model):
         np.testing.assert_array_equal(np.sort(now.routes[1][0]), np.sort(chosen))
 
 
-def test_extend_gives_each_answer_its_questions_cache(params):
-    cache = tuple(jax.random.normal(jax.random.key(i), c.shape) for i, c in enumerate(caches.create(GQA, 2, 3)))
-    longer = caches.extend(cache, GQA, 3, 5, jnp.array([1, 0, 1]))
-    for old, new in zip(cache, longer, strict=True):
-        np.testing.assert_array_equal(new[:, :, :3], old[jnp.array([1, 0, 1])])
-        assert new.shape[2] == 5  # rows, layers, positions
+@MODELS
+def test_several_tokens_at_once_see_the_cache_and_each_other(params, model):
+    """As many as there are in a step that verifies drafts; two of the blocks are written by one call."""
+    expected, _, _ = forward(params[model], TOKENS, POSITIONS, np.ones_like(TOKENS), model=model)
+    _, _, fresh = forward(params[model], TOKENS, POSITIONS, np.ones_like(TOKENS), model=model, keep=True)
+    cache = caches.grow(caches.create(model, ROWS, 5), caches.create(model, ROWS, 7))
+    cache = caches.place(cache, fresh, model, jnp.arange(ROWS), jnp.ones(ROWS, bool))
+    at = np.array([3, 4, 6])[:, None] + np.arange(3)  # rewritten with what stands there, but for what comes after
+    newest = np.take_along_axis(TOKENS, at, axis=1)
+    hidden, _, _ = forward(params[model], newest, at.astype(np.int32), np.ones_like(newest), model=model, cache=cache)
+    close(hidden, np.take_along_axis(np.asarray(expected), at[..., None], axis=1))
+
+
+@MODELS
+def test_a_slot_that_begins_anew_holds_its_question_and_nothing_else(model):
+    rng = np.random.default_rng(0)
+    fresh = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), caches.create(model, 2, 6))
+    old = caches.grow(caches.create(model, 3, 4), caches.create(model, 3, 5))
+    old = jax.tree.map(lambda x: x + jnp.nan, old)
+    new = caches.place(old, fresh, model, jnp.array([1, 0, 1]), jnp.array([True, False, True]))
+    assert caches.lengths(new, model) == [4, 5]
+    axes = {True: (1,), False: (3, 2)}[model is MLA]
+    for layer, held in zip(new, fresh, strict=True):
+        for blocks, x, axis in zip(zip(*layer, strict=True), held[0], axes, strict=True):
+            whole = np.concatenate(blocks, axis)
+            begun = np.take(whole, range(6), axis)
+            np.testing.assert_array_equal(begun[[0, 2]], np.asarray(x)[[1, 1]])
+            assert not np.take(whole, range(6, 9), axis)[[0, 2]].any() and np.isnan(whole[1]).all()
 
 
 def test_both_paths_of_latent_attention_agree_in_value_and_gradient(params):
@@ -129,8 +155,7 @@ def test_the_671b_model_has_its_parameters():
     assert sum(s.size for s in shapes) == 671_026_419_200
     biases = 58 * 256
     assert sum(s.size for s in shapes if s.dtype == jnp.bfloat16) == 671_026_419_200 - biases
-    cached = sum(math.prod(shape) for shape, _ in caches.shapes(CONFIG_671B, batch=1, length=1))
-    assert cached == 61 * (512 + 64)
+    assert caches.per_token(CONFIG_671B) == 61 * (512 + 64) * 2  # bfloat16
 
 
 def test_recomputing_layers_leaves_the_gradients():

@@ -15,6 +15,7 @@ from random_models import GQA, MLA, draw, jit
 
 from r1jax import config, sharding
 from r1jax import params as parameters
+from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
 from r1jax.observe import compiling
@@ -118,16 +119,81 @@ def test_answers_do_not_depend_on_the_prompt_bucket(samplers, warm):
 
 def test_answers_do_not_depend_on_how_many_are_asked_for_or_in_how_many_passes(samplers, warm):
     seen = []
-    found = answers(
-        samplers["gqa"].generate(PROMPTS[:2], WARM, samples=10, round=3, ids=[10, 11], progress=seen.append)
+    whole = samplers["gqa"].generate(
+        PROMPTS[:2], WARM, samples=10, round=3, ids=[10, 11], progress=lambda rows, part: seen.append((rows, part))
     )
-    assert sorted(found) == [(p, s) for p in (10, 11) for s in range(10)]
+    found = answers(whole)
+    assert list(found) == [(p, s) for p in (10, 11) for s in range(10)]
     same({k: found[k] for k in found if k[1] < 2}, answers(warm))
-    assert [len(part.length) for part in seen] == [8, 2, 8, 2]
-    told = [(name, ids) for part in seen for name, (ids, _, _) in answers(part).items()]
-    assert told == [(name, ids) for name, (ids, _, _) in found.items()]
+    rows = np.concatenate([rows for rows, _ in seen])
+    assert sorted(rows) == list(range(20)) and len(seen) > 2
+    told = [name for _, part in seen for name in answers(part)]
+    assert told == [list(found)[row] for row in rows]  # in whatever order they ended
+    for _, part in seen:
+        for name, (ids, values, finish) in answers(part).items():
+            assert (ids, finish) == (found[name][0], found[name][2]) and (values == found[name][1]).all()
     whole = [tuple(ids) for ids, _, finish in found.values() if finish == "length"]
     assert len(set(whole)) == len(whole) > 2
+
+
+def test_refilled_slots_and_a_growing_cache_leave_no_trace(samplers, params, warm, monkeypatch):
+    """Three slots for twenty answers of many lengths, a cache that begins with 8 places, and 10,000 wherever a row holds
+    nothing: exactly the answers of slots that are never refilled, and the same ones whatever the number of slots."""
+    one = Sampler(MODELS["gqa"], dataclasses.replace(samplers["gqa"].engine, slots=3, buckets=(8, 14, 50)), one_device(),
+                  end_ids=END, text=letters, seed=11)  # fmt: skip
+    one.load(params["gqa"])
+    programs = one.programs(1)
+    poisoned = jax.jit(lambda c: jax.tree.map(lambda x: jnp.full_like(x, 1e4), c))
+    object.__setattr__(programs, "block", lambda f=programs.block, **how: poisoned(f(**how)))
+    object.__setattr__(programs, "empty", lambda f=programs.empty, **how: (s := f(**how)).replace(cache=poisoned(s.cache)))
+    found = answers(one.generate(PROMPTS, WARM, samples=5, round=3, ids=[10, 11, 12, 13]))
+    assert len(found) == 20 and one.usage.steps * 3 < 20 * CAP  # more passes than one, and slots that did not wait
+    same({k: found[k] for k in found if k[1] < 2}, answers(warm))
+    assert set(one._programs) == {1, 2, 3}
+
+
+def test_every_answer_may_have_a_cap_of_its_own(samplers, warm):
+    caps = [1 + i % CAP for i in range(8)]
+    found = answers(samplers["gqa"].generate(PROMPTS, WARM, samples=2, round=3, ids=[10, 11, 12, 13], caps=caps))
+    for cap, (key, (ids, _, finish)) in zip(caps, answers(warm).items(), strict=True):
+        assert found[key][0] == ids[:cap]
+        assert found[key][2] == (finish if cap >= len(ids) and finish == "stop" else "length"), key
+    for wrong in ([1] * 7, [0] * 8, [CAP + 1] * 8):
+        with pytest.raises(ValueError, match="caps must be 8 numbers from 1 to max_new_tokens 12"):
+            samplers["gqa"].generate(PROMPTS, WARM, samples=2, caps=wrong)
+
+
+def test_short_answers_do_not_wait_for_long_ones(samplers):
+    """One answer in four is long: the slots of the others are refilled, so that the steps are near the tokens per slot."""
+    caps = [CAP if i % 4 == 0 else 2 for i in range(64)]
+    never = Sampler(MODELS["gqa"], samplers["gqa"].engine, one_device(), end_ids=(), seed=11)
+    never.params = samplers["gqa"].params
+    t = never.generate([PROMPTS[0]] * 64, WARM, ids=range(64), caps=caps)
+    assert (t.length - t.prompt_length).tolist() == caps
+    whole_passes = (64 // 8) * (CAP - 1)
+    assert never.usage.steps < 0.5 * whole_passes
+    assert never.usage.metrics(8)["rollout/slots_busy"] > 0.6
+
+
+def test_the_cache_follows_what_is_held(samplers, params):
+    """96 tokens are kept by one row of four; the bytes at the peak are those of the bucket, and shrink behind it."""
+    engine = config.Engine(slots=4, max_prompt_tokens=32, chunk=4, buckets=(16, 32, 128))
+    one = Sampler(MODELS["gqa"], engine, one_device(), end_ids=(), seed=11)
+    one.load(params["gqa"])
+    held, fit = [], sampler_module._Run._fit
+
+    def watch(run, steps):
+        room = fit(run, steps)
+        held.append(sum(sampler_module.caches.lengths(run.state.cache, run.sampler.model)))
+        return room
+
+    sampler_module._Run._fit = watch
+    try:
+        one.generate([[1, 2]] * 9, dataclasses.replace(WARM, max_new_tokens=90), ids=range(9), caps=[90] + [5] * 7 + [60])
+    finally:
+        sampler_module._Run._fit = fit
+    assert held[0] == 16 and max(held) == 128 and sorted(set(held)) == [16, 32, 128]
+    assert one.usage.cache_peak == 128 * 4 * sampler_module.caches.per_token(MODELS["gqa"])
 
 
 def test_another_round_or_prompt_id_or_seed_draws_other_answers(samplers, params, warm):
@@ -192,17 +258,14 @@ def test_a_stop_string_ends_the_answer_where_it_is_complete_even_across_tokens(s
 
 
 def test_looking_for_stop_strings_costs_what_is_new(samplers, warm, monkeypatch):
-    decoded, built = [], []
-    make = sampler_module._trajectories
+    decoded = []
     monkeypatch.setattr(samplers["gqa"], "text", lambda ids: decoded.append(len(ids)) or letters(ids))
-    monkeypatch.setattr(sampler_module, "_trajectories", lambda *args: built.append(0) or make(*args))
     sampling, margin = dataclasses.replace(WARM, stop=("no",)), 2
     found = samplers["gqa"].generate(PROMPTS, sampling, samples=2, round=3, ids=[10, 11, 12, 13])
     same(answers(found), answers(warm))
     lengths = found.length - found.prompt_length
     looks = -(-lengths // 5)
     assert (looks > 1).any() and sum(decoded) <= lengths.sum() + margin * looks.sum()  # nothing twice but the margin
-    assert len(built) == 1
 
     decoded.clear()
     ids, id = max((ids, id) for (id, sample), (ids, _, _) in answers(warm).items() if sample == 0 and len(ids) > 8)
@@ -237,7 +300,7 @@ def test_an_answer_that_is_watched_is_the_same_and_compiles_nothing_more(sampler
             assert [int(s.finish[0]) for s in steps] == [GOING] * (len(steps) - 1) + [FINISH.index(finish)]
             same(answers(steps[-1]), whole)
     # one prompt at a time is another prefill; the decode loop is the one that `warm` has compiled
-    assert compiled.count("jit(prefill)") <= 1 and "jit(decode)" not in compiled
+    assert compiled.count("jit(admit)") <= 1 and "jit(decode)" not in compiled
     assert {len(ids) > 5 for ids, _, _ in whole.values()} == {True, False}
 
 
@@ -272,8 +335,8 @@ def test_weights_go_before_others_come_and_with_the_sampler(params, monkeypatch)
     try:
         sampler = Sampler(MODELS["gqa"], config.Engine(slots=1, max_prompt_tokens=8), one_device(), end_ids=END)
         sampler.load(params["gqa"])
-        first, gone, reshard = weakref.ref(sampler.params["final_norm"]["scale"]), [], sampler._reshard
-        monkeypatch.setattr(sampler, "_reshard", lambda new: gone.append(first() is None) or reshard(new))
+        first, gone, take = weakref.ref(sampler.params["final_norm"]["scale"]), [], sampler._weights.take
+        monkeypatch.setattr(sampler._weights, "take", lambda new: gone.append(first() is None) or take(new))
         sampler.load(params["gqa"])
         assert gone == [True]
         sampler.generate([[1]], dataclasses.replace(WARM, max_new_tokens=1))
@@ -301,17 +364,15 @@ SPLIT = config.Mesh(fsdp=2, expert=2, tensor=2)
 )
 def test_no_device_sends_weights_or_cache_for_a_token(model, mesh):
     sampler = Sampler(model, config.Engine(slots=8, max_prompt_tokens=32), sharding.make_mesh(mesh), end_ids=END)
-    params = parameters.abstract(decoder.specs(model))
-    rows = np.zeros(8, np.int32)
-    state = jax.eval_shape(
-        partial(sampler._prefill, cap=32, greedy=False, top_p=0.9),
-        params, np.zeros((8, 32), np.int32), rows, rows, rows, rows, rows[0], rows[0], np.float32(1),
-    )  # fmt: skip
+    params = jax.eval_shape(sampler._weights.take, parameters.abstract(decoder.specs(model)))
+    state = jax.eval_shape(partial(sampler._loop.empty, length=32, cap=32))
+    more = jax.eval_shape(partial(sampler._loop.block, length=32))
+    state = state.replace(cache=caches.grow(state.cache, more))
     lay = partial(jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s))
     with sharding.using(sampler.mesh, sampler.rules):
-        lowered = sampler._decode.lower(
-            lay(params, sampler.shardings), state=lay(state, sampler._layout), until=rows[0], temperature=np.float32(1),
-            greedy=False, top_p=0.9,
+        lowered = sampler.programs(2).decode.lower(
+            lay(params, sampler._weights.apart), state=lay(state, sampler._layout(2)), steps=np.int32(4), enough=np.int32(8),
+            temperature=np.float32(1), greedy=False, top_p=0.9,
         )  # fmt: skip
     program = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
     sent = [
@@ -329,7 +390,7 @@ def draws(probabilities, count, top_p=1.0, temperature=1.0):
     """How often each token comes in ``count`` rows of the same distribution, and a log-prob of each token."""
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)) * temperature, (count, len(probabilities)))
     keys = row_keys(0, 0, jnp.arange(count), jnp.zeros(count, jnp.int32))
-    tokens, values = jit(partial(sample_tokens, greedy=False, top_p=top_p))(logits, keys, 4, temperature=temperature)
+    tokens, values = jit(partial(sample_tokens, greedy=False, top_p=top_p))(logits, keys, jnp.full(count, 4), temperature=temperature)
     return np.bincount(tokens, minlength=len(probabilities)), dict(zip(tokens.tolist(), values.tolist(), strict=True))
 
 

@@ -127,21 +127,24 @@ class Scoring:
     def __init__(self, pool: Pool, weights: dict[str, dict[str, float]]):
         self.weights = weights
         self._pool = pool
-        self._count = 0
+        self._rows: list[int] = []
         self._parts: list[Future[list[dict[str, Score]]]] = []
 
-    def submit(self, asked: Sequence[Question], completions: Sequence[str], tokens: Sequence[list[int]]) -> None:
+    def submit(
+        self, rows: Sequence[int], asked: Sequence[Question], completions: Sequence[str], tokens: Sequence[list[int]]
+    ) -> None:
         """Starts scoring answers; waits while ``workers.queue`` of them are under way.
 
         Args:
+          rows: which of all answers these are: 0, 1, ..., in any order.
           tokens: each answer's ids without its prefill, which rewards find in the row.
         """
         items = [
             Item(q.row["prompt"], text, {**q.row, TOKENS: ids}, tuple(self.weights[q.row["source"]]))
             for q, text, ids in zip(asked, completions, tokens, strict=True)
         ]
-        mine = items[(jax.process_index() - self._count) % jax.process_count() :: jax.process_count()]
-        self._count += len(items)
+        mine = items[(jax.process_index() - len(self._rows)) % jax.process_count() :: jax.process_count()]
+        self._rows += map(int, rows)
         try:
             self._parts.append(self._pool.submit(mine))
         except ValueError as e:  # the other processes must hear of it, or they would wait for this one's scores
@@ -149,7 +152,7 @@ class Scoring:
             self._parts[-1].set_exception(e)
 
     def scores(self) -> list[dict[str, Score]]:
-        """Every submitted answer's scores by reward name.
+        """Every submitted answer's scores by reward name, in the order of their rows.
 
         Raises:
           ValueError: the answers of this process, or of another one, could not be scored; in all processes.
@@ -162,14 +165,17 @@ class Scoring:
                 raise
             failure = f"{type(e).__name__}: {e}"
         if processes == 1:
-            return mine
+            return self._ordered(mine)
         packed = [{name: [s.value, s.status, s.why] for name, s in scores.items()} for scores in mine]
         parts = _gather({"failure": failure, "scores": packed})
         for process, part in enumerate(parts):
             if part["failure"] is not None:
                 raise ValueError(f"process {process} could not score its answers: {part['failure']}")
         unpacked = [[{n: Score(*v) for n, v in scores.items()} for scores in part["scores"]] for part in parts]
-        return [unpacked[i % processes][i // processes] for i in range(self._count)]
+        return self._ordered([unpacked[i % processes][i // processes] for i in range(len(self._rows))])
+
+    def _ordered(self, scores: list[dict[str, Score]]) -> list[dict[str, Score]]:
+        return [scores[i] for i in np.argsort(self._rows)]
 
 
 def _gather(value: Any) -> list[Any]:
@@ -220,13 +226,15 @@ def sample(
       weights: source name -> reward name -> weight.
       progress: called with (answers, tokens) as they are sampled.
     """
-    each, completions, scoring = [q for q in asked for _ in range(samples)], [], Scoring(pool, weights)
+    each, scoring = [q for q in asked for _ in range(samples)], Scoring(pool, weights)
+    completions = [""] * len(each)
 
-    def come(part: Trajectories) -> None:
-        theirs = each[len(completions) : len(completions) + len(part.length)]
+    def come(rows: np.ndarray, part: Trajectories) -> None:
+        theirs = [each[i] for i in rows]
         new = texts(theirs, part, tokenizer)
-        completions.extend(new)
-        scoring.submit(theirs, new, sampled_ids(part))
+        for i, text in zip(rows, new, strict=True):
+            completions[i] = text
+        scoring.submit(rows, theirs, new, sampled_ids(part))
         progress(len(new), int((part.length - part.prompt_length).sum()))
 
     t = sampler.generate(

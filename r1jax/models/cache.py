@@ -1,10 +1,13 @@
-"""The key-value cache: one array per segment of layers, ``[B, L, S, ...]``.
+"""The key-value cache: for every layer a tuple of blocks, each of them the arrays of its attention for a stretch of positions.
 
-Row b's slot s holds position s of that row, so a refilled or padded row needs no clearing: a slot is always written before a
-query can see it.
+Blocks lie one behind the other along the positions. A cache grows by one more block, so what is there is never copied, and
+gives blocks back when no row is long any more. Row b's place for position p holds that row's token p, in whichever block p
+lies; a place is always written before a query can see it.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +16,69 @@ from r1jax import config
 from r1jax.nn import gqa, mla
 from r1jax.sharding import constrain
 
-
-def shapes(model: config.Model, batch: int, length: int) -> list[tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """(shape, logical axes) per segment."""
-    room = mla if model.attention.kind == "mla" else gqa
-    shape, axes = room.cache_shape(model, batch, length)
-    return [((batch, segment.count, *shape[1:]), (axes[0], "layers", *axes[1:])) for segment in model.segments]
+Layer = tuple[tuple[jax.Array, ...], ...]
+Cache = tuple[Layer, ...]
 
 
-def create(model: config.Model, batch: int, length: int) -> tuple[jax.Array, ...]:
-    """An empty cache for ``batch`` rows of ``length`` tokens in the model's activation type; inside jit, born where it
-    belongs."""
-    return tuple(constrain(jnp.zeros(shape, model.dtype), *axes) for shape, axes in shapes(model, batch, length))
+def _room(model: config.Model):
+    return mla if model.attention.kind == "mla" else gqa
 
 
-def extend(
-    cache: tuple[jax.Array, ...], model: config.Model, batch: int, length: int, rows: jax.Array
-) -> tuple[jax.Array, ...]:
-    """A longer cache whose row b starts with row ``rows[b]`` of ``cache``: how the answers to a question share its prefill."""
-    fresh = create(model, batch, length)
+def shapes(model: config.Model, rows: int, length: int) -> tuple[tuple[tuple[int, ...], tuple[str | None, ...]], ...]:
+    """(shape, logical axes) of each array of one layer's block of ``length`` positions."""
+    return _room(model).cache_shapes(model, rows, length)
+
+
+def create(model: config.Model, rows: int, length: int) -> Cache:
+    """A cache of one empty block for ``rows`` rows, in the model's activation type; inside jit, born where it belongs."""
     return tuple(
-        jax.lax.dynamic_update_slice(new, old[rows], (0,) * new.ndim) for new, old in zip(fresh, cache, strict=True)
+        (tuple(constrain(jnp.zeros(shape, model.dtype), *axes) for shape, axes in shapes(model, rows, length)),)
+        for _ in range(model.n_layers)
     )
+
+
+def grow(cache: Cache, block: Cache) -> Cache:
+    """``cache`` with the blocks of ``block`` behind its own. Nothing is computed."""
+    return tuple((*layer, *more) for layer, more in zip(cache, block, strict=True))
+
+
+def shrink(cache: Cache, blocks: int) -> Cache:
+    """The first ``blocks`` blocks."""
+    return tuple(layer[:blocks] for layer in cache)
+
+
+def lengths(cache: Cache, model: config.Model) -> list[int]:
+    """Positions in each block."""
+    axis = _room(model).TIME[0]
+    return [block[0].shape[axis] for block in cache[0]]
+
+
+def place(cache: Cache, fresh: Cache, model: config.Model, owner: jax.Array, taken: jax.Array) -> Cache:
+    """Row b starts anew with row ``owner[b]`` of ``fresh`` wherever bool[S] ``taken``: how the answers to a question share its
+    prefill. The rest of such a row is set to 0, so that nothing of the one before is left, not even a nan.
+
+    Args:
+      fresh: a cache of one block, of any length.
+    """
+    axes = _room(model).TIME
+
+    def blocks(layer: Layer, new: Layer) -> Layer:
+        out, start = [], 0
+        for block in layer:
+            size = block[0].shape[axes[0]]
+            out.append(tuple(one(old, x, axis, start, size) for old, x, axis in zip(block, new[0], axes, strict=True)))
+            start += size
+        return tuple(out)
+
+    def one(old, x, axis, start, size):
+        here = jax.lax.slice_in_dim(x, min(start, x.shape[axis]), min(start + size, x.shape[axis]), axis=axis)
+        rest = [(0, size - here.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+        whole = jnp.pad(here[owner].astype(old.dtype), rest)
+        return jnp.where(taken.reshape(-1, *(1,) * (x.ndim - 1)), whole, old)
+
+    return tuple(blocks(layer, new) for layer, new in zip(cache, fresh, strict=True))
+
+
+def per_token(model: config.Model) -> int:
+    """Bytes that a token takes in all layers."""
+    return sum(math.prod(shape) for shape, _ in shapes(model, 1, 1)) * jnp.dtype(model.dtype).itemsize * model.n_layers

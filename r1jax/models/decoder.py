@@ -17,8 +17,8 @@ from r1jax import config
 from r1jax.nn import gqa, mla, norms, rope
 from r1jax.nn import mlp as dense
 from r1jax.nn import moe as sparse
-from r1jax.nn.attention import cache_mask, packed_mask
-from r1jax.nn.matmul import project
+from r1jax.nn.attention import packed_mask
+from r1jax.nn.matmul import Turned, project
 from r1jax.params import ParamSpec, is_spec, path_name, stack
 from r1jax.sharding import constrain
 
@@ -52,12 +52,12 @@ def specs(model: config.Model) -> dict:
         "final_norm": norms.specs(model.d_model, model.param_dtype),
     }
     if not model.tied:
-        out["head"] = {"kernel": kernel((model.d_model, model.vocab_size), ("embed", "vocab"))}
+        out["head"] = {"kernel": kernel((model.d_model, model.vocab_size), ("embed", "vocab"), inputs=1)}
     if model.mtp_depth:
         out["mtp"] = {
             "embed_norm": norms.specs(model.d_model, model.param_dtype),
             "hidden_norm": norms.specs(model.d_model, model.param_dtype),
-            "merge": kernel((2 * model.d_model, model.d_model), (None, "embed")),
+            "merge": kernel((2 * model.d_model, model.d_model), (None, "embed"), inputs=1),
             "layer": layer_specs(model, model.segments[-1].ff),
             "final_norm": norms.specs(model.d_model, model.param_dtype),
         }
@@ -75,6 +75,12 @@ def head_kernel(params) -> jax.Array:
     return params["head"]["kernel"] if "head" in params else params["embed"]["table"].T
 
 
+def logits(params, hidden: jax.Array, model: config.Model) -> jax.Array:
+    """float32[..., V] of hidden[..., D]: for a token or a few, never for a training batch."""
+    kernel = params["head"]["kernel"] if "head" in params else Turned(params["embed"]["table"])
+    return project(hidden, kernel, model.matmul_dtype).astype(jnp.float32)
+
+
 def read_specs(model: config.Model) -> dict:
     """``specs(model)`` with kernels in the type that the matrix products read, for a loop that reads them once per token.
     Norms, biases and the router keep ``param_dtype``."""
@@ -86,20 +92,33 @@ def read_specs(model: config.Model) -> dict:
     return jax.tree_util.tree_map_with_path(one, specs(model), is_leaf=is_spec)
 
 
+def unstack(params) -> dict:
+    """Parameters with a tuple of layers in the place of each stacked segment. A loop that takes one token at a time reads its
+    weights where they lie, while a scan would copy every layer's out of the stack."""
+
+    def layers(segment):
+        if isinstance(segment, tuple):
+            return segment
+        return tuple(jax.tree.map(lambda x, i=i: x[i], segment) for i in range(jax.tree.leaves(segment)[0].shape[0]))
+
+    return {**params, "segments": tuple(layers(s) for s in params["segments"])}
+
+
 def forward(
-    params, tokens, positions, segments, *, model: config.Model, prefix=None, cache=None, routes=None, absorbed=None
+    params, tokens, positions, segments, *, model: config.Model, prefix=None, cache=None, keep=False, routes=None, absorbed=None
 ) -> tuple[jax.Array, Aux, Any]:
     """Hidden states after the last norm.
 
     Args:
-      params: the tree of ``specs(model)``.
+      params: the tree of ``specs(model)``, or of ``unstack``.
       tokens: int32[B, T].
-      positions: int32[B, T], each row with its own; rotary angles come from them, and with a cache also the slots written.
+      positions: int32[B, T], each row with its own; rotary angles come from them, and with a cache also the places written.
       segments: int32[B, T]: without a cache, a token sees the earlier tokens of its row with the same number. 0 is padding:
         it counts in no expert's load.
       prefix: None, or int32[B, T]: the segment that a token sees beside its own, a prompt shared by several answers; 0 is none.
-      cache: None, or the arrays of ``cache.create``. Row b's keys are written at ``positions[b, 0]`` and on, and a query at
-        position p sees the row's slots 0..p. Donate it to have it updated in place.
+      cache: None, or a ``models.cache``. Row b's keys are written at ``positions[b]``, which are consecutive, and a query at
+        position p sees the row's places 0..p. Donate it to have it updated in place.
+      keep: return the keys of these tokens as a cache of one block of T positions.
       routes: None, or ``Aux.routes`` of an earlier call to choose the same experts again.
       absorbed: path of latent attention (see ``nn.mla``); None lets it choose.
 
@@ -107,29 +126,33 @@ def forward(
       (hidden [B, T, D], Aux, cache).
     """
     angles = rope.angles(positions, _rotary_dim(model), model.rope)
-    mask = packed_mask(segments, prefix) if cache is None else cache_mask(positions, cache[0].shape[2])
+    mask = packed_mask(segments, prefix) if cache is None else None
     x = constrain(embed(params, tokens, model), "batch", "sequence", None)
-    loads, chosen, balance, caches = [], [], jnp.zeros((), jnp.float32), []
+    apply = partial(
+        _layer, angles=angles, mask=mask, positions=positions, segments=segments, model=model, absorbed=absorbed
+    )
+    if cache is not None or keep:
+        params = unstack(params)
+    balance, loads, chosen, kept = jnp.zeros((), jnp.float32), [], [], []
     for i, segment in enumerate(model.segments):
-        layer = partial(
-            _layer,
-            angles=angles,
-            mask=mask,
-            segments=segments,
-            start=positions[:, 0],
-            ff=segment.ff,
-            model=model,
-            absorbed=absorbed,
-        )
-        layer = jax.checkpoint(layer) if model.remat else layer
-        carry = (x, None if cache is None else cache[i], balance)
-        inputs = (params["segments"][i], jnp.arange(segment.count), None if routes is None else routes[i])
-        (x, segment_cache, balance), (load, experts) = jax.lax.scan(layer, carry, inputs)
+        layer = partial(apply, ff=segment.ff)
+        stacked, replayed = params["segments"][i], None if routes is None else routes[i]
+        if isinstance(stacked, tuple):
+            said = []
+            for j, own in enumerate(stacked):
+                one = None if replayed is None else replayed[j]
+                held = None if cache is None else cache[len(kept)]
+                (x, balance), (load, experts, held) = layer((x, balance), (own, one), cache=held, keep=keep)
+                said.append((load, experts))
+                kept.append(held)
+            load, experts = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
+        else:
+            layer = jax.checkpoint(layer) if model.remat else layer
+            (x, balance), (load, experts, _) = jax.lax.scan(layer, (x, balance), (stacked, replayed))
         loads.append(load)
         chosen.append(experts)
-        caches.append(segment_cache)
     hidden = norms.rms_norm(x, params["final_norm"]["scale"], model.norm_eps)
-    return hidden, Aux(tuple(loads), tuple(chosen), balance), None if cache is None else tuple(caches)
+    return hidden, Aux(tuple(loads), tuple(chosen), balance), tuple(kept) if cache is not None or keep else None
 
 
 def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, prefix=None) -> tuple[jax.Array, Aux]:
@@ -158,14 +181,13 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
     x = project(x, m["merge"], model.matmul_dtype)
     ff = model.segments[-1].ff
     last = segments != jnp.pad(segments, ((0, 0), (0, 1)))[:, 1:]  # sees a neighbour's token: it counts nowhere
-    carry = (x, None, jnp.zeros((), jnp.float32))
-    (x, _, balance), (load, experts) = _layer(
-        carry,
-        (m["layer"], 0, None),
+    (x, balance), (load, experts, _) = _layer(
+        (x, jnp.zeros((), jnp.float32)),
+        (m["layer"], None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
         mask=packed_mask(segments, prefix),
+        positions=positions,
         segments=jnp.where(last, 0, segments),
-        start=None,
         ff=ff,
         model=model,
         absorbed=None,
@@ -182,19 +204,20 @@ def _rotary_dim(model: config.Model) -> int:
     return model.attention.rope_dim if model.attention.kind == "mla" else model.attention.head_dim
 
 
-def _layer(carry, inputs, *, angles, mask, segments, start, ff: str, model: config.Model, absorbed):
-    """Pre-norm attention and feed-forward with residuals. A scan body: the cache is a carry, so that it is updated in place."""
-    x, cache, balance = carry
-    params, index, routes = inputs
+def _layer(carry, inputs, *, angles, mask, positions, segments, ff: str, model: config.Model, absorbed, cache=None, keep=False):
+    """Pre-norm attention and feed-forward with residuals: a scan body, or one layer of those that hold a cache."""
+    x, balance = carry
+    params, routes = inputs
     options = {"absorbed": absorbed} if model.attention.kind == "mla" else {}
     y = norms.rms_norm(x, params["attention_norm"]["scale"], model.norm_eps)
     y, cache = _attention(model).attend(
-        params["attention"], y, angles, mask, model=model, cache=cache, layer=index, start=start, **options
+        params["attention"], y, angles, mask, model=model, cache=cache, positions=positions, keep=keep, **options
     )
     x = constrain(x + y, "batch", "sequence", None)
     y = norms.rms_norm(x, params["ff_norm"]["scale"], model.norm_eps)
     if ff == "dense":
-        return (constrain(x + dense.mlp(params["ff"], y, model), "batch", "sequence", None), cache, balance), (None, None)
+        return (constrain(x + dense.mlp(params["ff"], y, model), "batch", "sequence", None), balance), (None, None, cache)
     y, routing = sparse.moe(params["ff"], y, model, routes)
     balance = balance + sparse.balance_loss(routing, segments, model.moe.top_k)
-    return (constrain(x + y, "batch", "sequence", None), cache, balance), (sparse.load(routing, segments > 0), routing.experts)
+    x = constrain(x + y, "batch", "sequence", None)
+    return (x, balance), (sparse.load(routing, segments > 0), routing.experts, cache)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from r1jax import config
 from r1jax.nn import norms
-from r1jax.nn.attention import read_layer, softmax, write_rows
+from r1jax.nn.attention import attend_cached, softmax, write_rows
 from r1jax.nn.matmul import einsum, project
 from r1jax.nn.rope import rotate
 from r1jax.params import ParamSpec
@@ -16,14 +16,14 @@ from r1jax.sharding import constrain
 def specs(model: config.Model) -> dict:
     a, d = model.attention, model.d_model
 
-    def kernel(shape, axes):
-        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype)
+    def kernel(shape, axes, inputs=1):
+        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype, inputs=inputs)
 
     out = {
         "q": kernel((d, a.n_heads, a.head_dim), ("embed", "heads", None)),
         "k": kernel((d, a.n_kv_heads, a.head_dim), ("embed", "kv_heads", None)),
         "v": kernel((d, a.n_kv_heads, a.head_dim), ("embed", "kv_heads", None)),
-        "o": kernel((a.n_heads, a.head_dim, d), ("heads", None, "embed")),
+        "o": kernel((a.n_heads, a.head_dim, d), ("heads", None, "embed"), inputs=2),
     }
     if a.qkv_bias:
         for name, heads, axis in (("q", a.n_heads, "heads"), ("k", a.n_kv_heads, "kv_heads"), ("v", a.n_kv_heads, "kv_heads")):
@@ -33,22 +33,30 @@ def specs(model: config.Model) -> dict:
     return out
 
 
-def cache_shape(model: config.Model, batch: int, length: int) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
-    """One layer's cache, key and value side by side in the last axis: (shape, logical axes)."""
+TIME = (3, 2)
+"""The axis of positions in each array of the cache."""
+
+
+def cache_shapes(model: config.Model, rows: int, length: int) -> tuple[tuple[tuple[int, ...], tuple[str | None, ...]], ...]:
+    """Keys [B, KV, H, S] and values [B, KV, S, H] of one layer: (shape, logical axes) each."""
     a = model.attention
-    return (batch, length, a.n_kv_heads, 2 * a.head_dim), ("batch", None, "kv_heads", None)
+    axes = ("batch", "kv_heads", None, None)
+    return ((rows, a.n_kv_heads, a.head_dim, length), axes), ((rows, a.n_kv_heads, length, a.head_dim), axes)
 
 
-def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=None, start=None):
+def attend(params, x, angles, mask, *, model: config.Model, cache=None, positions=None, keep: bool = False):
     """Self-attention of x[B, T, D].
 
     Args:
       angles: (cos, sin), each float32[B, T, head_dim / 2].
-      mask: bool[B, T, S]; S is T, or the cache's length.
-      cache: [B, L, S, KV, 2 H] or None; the keys and values of x are written at ``[b, layer, start[b]:]`` before attending.
+      mask: bool[B, T, T], without a cache.
+      cache: this layer's blocks, or None. The keys and values of x are written at ``positions`` before attending, and a query at
+        position p sees places 0..p.
+      positions: int32[B, T], consecutive in each row; read with a cache.
+      keep: return the keys and values of x as a cache of one block.
 
     Returns:
-      ([B, T, D], cache).
+      ([B, T, D], the layer's cache or None).
     """
     a = model.attention
 
@@ -60,14 +68,24 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=No
     if a.qk_norm:
         q, k = (norms.rms_norm(y, params[f"{n}_norm"], model.norm_eps) for y, n in ((q, "q"), (k, "k")))
     q, k = (rotate(y, *angles, model.rope.interleaved) for y in (q, k))
-    if cache is not None:
-        cache = write_rows(cache, layer, jnp.concatenate([k, v], axis=-1), start)
-        k, v = jnp.split(read_layer(cache, layer).astype(x.dtype), 2, axis=-1)
     q = constrain(q, "batch", "sequence", "heads", None)
     b, t = x.shape[:2]
-    q = q.reshape(b, t, a.n_kv_heads, a.n_heads // a.n_kv_heads, a.head_dim)
-    scores = einsum("btkgh,bskh->bkgts", q, k, model.matmul_dtype) * a.head_dim**-0.5
-    # "bkgth" and not "btkgh": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
-    out = einsum("bkgts,bskh->bkgth", softmax(scores, mask, x.dtype), v, model.matmul_dtype)
-    out = jnp.moveaxis(out, 3, 1).astype(x.dtype).reshape(b, t, a.n_heads, a.head_dim)
+    group = a.n_heads // a.n_kv_heads
+    q = q.reshape(b, t, a.n_kv_heads, group, a.head_dim)
+    if cache is not None:
+        keys, values = zip(*cache, strict=True)
+        keys = write_rows(keys, jnp.transpose(k, (0, 2, 3, 1)), positions[:, 0], 3)
+        values = write_rows(values, jnp.transpose(v, (0, 2, 1, 3)), positions[:, 0], 2)
+        q = jnp.moveaxis(q, 1, 2).reshape(b, a.n_kv_heads, t * group, a.head_dim)
+        out = attend_cached(q, keys, values, positions, a.head_dim**-0.5, model.matmul_dtype)
+        out = jnp.moveaxis(out.reshape(b, a.n_kv_heads, t, group, a.head_dim), 2, 1)
+        cache = tuple(zip(keys, values, strict=True))
+    else:
+        scores = einsum("btkgh,bskh->bkgts", q, k, model.matmul_dtype) * a.head_dim**-0.5
+        # "bkgth" and not "btkgh": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
+        out = einsum("bkgts,bskh->bkgth", softmax(scores, mask, x.dtype), v, model.matmul_dtype)
+        out = jnp.moveaxis(out, 3, 1).astype(x.dtype)
+        if keep:
+            cache = ((jnp.transpose(k, (0, 2, 3, 1)), jnp.transpose(v, (0, 2, 1, 3))),)
+    out = out.reshape(b, t, a.n_heads, a.head_dim)
     return project(out, params["o"], model.matmul_dtype, contract=2), cache

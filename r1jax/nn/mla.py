@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from r1jax import config
 from r1jax.nn import norms
-from r1jax.nn.attention import read_layer, softmax, write_rows
-from r1jax.nn.matmul import einsum, project
+from r1jax.nn.attention import attend_cached, softmax, write_rows
+from r1jax.nn.matmul import einsum, kernel_of, project
 from r1jax.nn.rope import mscale, rotate
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain
@@ -24,8 +24,8 @@ LATENT_EPS = 1e-6  # the released models use this for the latent norms whatever 
 def specs(model: config.Model) -> dict:
     a, d = model.attention, model.d_model
 
-    def kernel(shape, axes):
-        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype)
+    def kernel(shape, axes, inputs=1):
+        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype, inputs=inputs)
 
     qk = a.nope_dim + a.rope_dim
     if a.q_rank is None:
@@ -41,14 +41,18 @@ def specs(model: config.Model) -> dict:
         "kv_norm": norms.specs(a.kv_rank, model.param_dtype),
         "k_b": kernel((a.kv_rank, a.n_heads, a.nope_dim), (None, "heads", None)),
         "v_b": kernel((a.kv_rank, a.n_heads, a.v_dim), (None, "heads", None)),
-        "o": kernel((a.n_heads, a.v_dim, d), ("heads", None, "embed")),
+        "o": kernel((a.n_heads, a.v_dim, d), ("heads", None, "embed"), inputs=2),
     }
 
 
-def cache_shape(model: config.Model, batch: int, length: int) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
-    """One layer's cache, latent and rotary key side by side in the last axis: (shape, logical axes)."""
+TIME = (1,)
+"""The axis of positions in the array of the cache."""
+
+
+def cache_shapes(model: config.Model, rows: int, length: int) -> tuple[tuple[tuple[int, ...], tuple[str | None, ...]], ...]:
+    """Latent and rotary key of one layer side by side, [B, S, R + rope]: its shape and logical axes."""
     a = model.attention
-    return (batch, length, a.kv_rank + a.rope_dim), ("batch", None, None)
+    return (((rows, length, a.kv_rank + a.rope_dim), ("batch", None, None)),)
 
 
 def softmax_scale(model: config.Model) -> float:
@@ -58,21 +62,23 @@ def softmax_scale(model: config.Model) -> float:
     return (a.nope_dim + a.rope_dim) ** -0.5 * m * m
 
 
-def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=None, start=None, absorbed: bool | None = None):
+def attend(params, x, angles, mask, *, model: config.Model, cache=None, positions=None, keep: bool = False,
+           absorbed: bool | None = None):  # fmt: skip
     """Self-attention of x[B, T, D].
 
     Args:
       angles: (cos, sin), each float32[B, T, rope_dim / 2].
-      mask: bool[B, T, S]; S is T, or the cache's length.
-      cache: [B, L, S, kv_rank + rope_dim] or None; x's latents are written at ``[b, layer, start[b]:]`` before attending.
-      absorbed: which path; None takes the absorbed one for a single query and the expanded one otherwise.
+      mask: bool[B, T, T], without a cache.
+      cache: this layer's blocks, or None. The latents of x are written at ``positions`` before attending, by the absorbed path,
+        and a query at position p sees places 0..p.
+      positions: int32[B, T], consecutive in each row; read with a cache.
+      keep: return the latents of x as a cache of one block.
+      absorbed: which path without a cache; None is the expanded one.
 
     Returns:
-      ([B, T, D], cache).
+      ([B, T, D], the layer's cache or None).
     """
     a = model.attention
-    if absorbed is None:
-        absorbed = x.shape[1] == 1
     if a.q_rank is None:
         q = project(x, params["q"], model.matmul_dtype)
     else:
@@ -86,12 +92,26 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=No
     latent = norms.rms_norm(latent, params["kv_norm"]["scale"], LATENT_EPS)
     k_rope = rotate(k_rope[:, :, None], *angles, model.rope.interleaved)[:, :, 0]
     if cache is not None:
-        cache = write_rows(cache, layer, jnp.concatenate([latent, k_rope], axis=-1), start)
-        latent, k_rope = jnp.split(read_layer(cache, layer).astype(x.dtype), [a.kv_rank], axis=-1)
-
-    inner = _absorbed if absorbed else _expanded
-    out = inner(params, q_nope, q_rope, latent, k_rope, mask, model)
+        blocks = write_rows(tuple(block[0] for block in cache), jnp.concatenate([latent, k_rope], -1), positions[:, 0], 1)
+        cache, out = tuple((block,) for block in blocks), _cached(params, q_nope, q_rope, blocks, positions, model)
+    else:
+        inner = _absorbed if absorbed else _expanded
+        out = inner(params, q_nope, q_rope, latent, k_rope, mask, model)
+        if keep:
+            cache = ((jnp.concatenate([latent, k_rope], axis=-1),),)
     return project(out, params["o"], model.matmul_dtype, contract=2), cache
+
+
+def _cached(params, q_nope, q_rope, blocks, positions, model):
+    """The absorbed path against the cache. A query of latent and rotary part meets a place as it lies, and of the weighted sum
+    of places the latent part is read: splitting the places would copy them."""
+    k_b, v_b = (kernel_of(params[name]).astype(q_nope.dtype) for name in ("k_b", "v_b"))
+    q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(q_nope.dtype)
+    b, t, n, rank = q_latent.shape
+    q = jnp.concatenate([q_latent, q_rope], axis=-1).reshape(b, 1, t * n, -1)
+    keys, values = [jnp.swapaxes(x, 1, 2)[:, None] for x in blocks], [x[:, None] for x in blocks]
+    out = attend_cached(q, keys, values, positions, softmax_scale(model), model.matmul_dtype)
+    return einsum("btnr,rnh->btnh", out[..., :rank].reshape(b, t, n, rank), v_b, model.matmul_dtype).astype(q_nope.dtype)
 
 
 def _expanded(params, q_nope, q_rope, latent, k_rope, mask, model):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from r1jax import config
 from r1jax.nn import grouped
 from r1jax.nn import mlp as dense
-from r1jax.nn.matmul import einsum, project
+from r1jax.nn.matmul import einsum, kernel_of, project
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain, one_cpu
 
@@ -29,8 +29,8 @@ class Routing(NamedTuple):
 def specs(model: config.Model) -> dict:
     m, d = model.moe, model.d_model
 
-    def kernel(shape, axes):
-        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype)
+    def kernel(shape, axes, inputs=1):
+        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype, inputs=inputs)
 
     out = {
         "router": kernel((d, m.n_experts), ("embed", None)),
@@ -55,7 +55,7 @@ def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None
     Args:
       routes: int32[B, T, K] replays recorded choices; gates are still computed from x.
     """
-    logits = jnp.matmul(x.astype(jnp.float32), params["router"].astype(jnp.float32), precision="highest")
+    logits = jnp.matmul(x.astype(jnp.float32), kernel_of(params["router"]).astype(jnp.float32), precision="highest")
     scores = jax.nn.sigmoid(logits) if moe.scoring == "sigmoid" else jax.nn.softmax(logits, axis=-1)
     if routes is None:
         biased = scores + params["router_bias"] if moe.bias else scores

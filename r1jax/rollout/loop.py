@@ -1,4 +1,4 @@
-"""What the devices do: prompts become a cache, and a loop appends tokens to all rows until they have ended."""
+"""What the devices do: rows are admitted into slots by a prefill, and a loop appends tokens to all rows that go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from flax import struct
 from r1jax import config
 from r1jax.models import cache as caches
 from r1jax.models import decoder
-from r1jax.nn.matmul import project
 from r1jax.rollout.sampling import row_keys, sample_tokens
 from r1jax.sharding import constrain
 from r1jax.types import GOING
@@ -19,27 +18,51 @@ from r1jax.types import GOING
 
 @struct.dataclass
 class Decoding:
-    """S rows on their way. ``C`` is the answer's cap."""
+    """S slots. ``C`` is the largest cap of an answer."""
 
-    cache: tuple[jax.Array, ...]
+    cache: caches.Cache
     tokens: jax.Array
-    """int32[S, C]"""
+    """int32[S, C]: the answer's; what was sampled before the row was admitted is not held."""
     logprobs: jax.Array
     """float32[S, C]"""
+    newest: jax.Array
+    """int32[S]: the token that the next step reads."""
     length: jax.Array
-    """int32[S]: tokens sampled so far."""
+    """int32[S]: tokens of the answer so far."""
+    cap: jax.Array
+    """int32[S]: an answer of so many tokens has ended."""
     finish: jax.Array
-    """int32[S]: index into ``types.FINISH``, or GOING."""
+    """int32[S]: index into ``types.FINISH``, or GOING. An empty slot has ended too."""
     prompt_length: jax.Array
     """int32[S]"""
     keys: jax.Array
-    step: jax.Array
-    """int32[]: index of the next token within the answers."""
+
+
+@struct.dataclass
+class Admission:
+    """Rows that begin: P prompts of up to T tokens, and what each of the S slots takes of them."""
+
+    tokens: jax.Array
+    """int32[P, T]: prompts, and behind them what was sampled of an answer before."""
+    lengths: jax.Array
+    """int32[P]"""
+    owner: jax.Array
+    """int32[S]: the slot's row of ``tokens``."""
+    taken: jax.Array
+    """bool[S]: slots that begin anew."""
+    prompt_length: jax.Array
+    """int32[S]: of the prompt alone."""
+    cap: jax.Array
+    """int32[S]"""
+    prompt_id: jax.Array
+    """int32[S]"""
+    sample: jax.Array
+    """int32[S]: which of the question's answers."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """The two programs of a sampler, to be jitted. They stand apart from it: a sampler whose methods were jitted would be part
+    """The programs of a sampler, to be jitted. They stand apart from it: a sampler whose methods were jitted would be part
     of a cycle, and its weights would stay until the garbage collector comes by."""
 
     model: config.Model
@@ -48,61 +71,96 @@ class Loop:
     end_ids: tuple[int, ...]
     seed: int
 
-    def prefill(self, params, tokens, lengths, owner, prompt_id, sample, rows, round, temperature, *, cap, greedy, top_p):
-        """Runs the prompts int32[Q, P] once, gives each of the S rows its question's cache, and samples every row's first
-        token."""
-        height, width = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
-        segments = (positions < lengths[:, None]).astype(jnp.int32)
-        fresh = caches.create(self.model, height, width)
-        hidden, _, cache = decoder.forward(params, tokens, positions, segments, model=self.model, cache=fresh)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-        state = Decoding(
-            cache=caches.extend(cache, self.model, self.slots, width + cap, owner),
+    def empty(self, *, length: int, cap: int) -> Decoding:
+        """No row anywhere, and a cache of ``length`` positions."""
+        zero = jnp.zeros(self.slots, jnp.int32)
+        return Decoding(
+            cache=caches.create(self.model, self.slots, length),
             tokens=jnp.zeros((self.slots, cap), jnp.int32),
             logprobs=jnp.zeros((self.slots, cap), jnp.float32),
-            length=jnp.zeros(self.slots, jnp.int32),
-            finish=jnp.where(jnp.arange(self.slots) < rows, jnp.int32(GOING), 0),
-            prompt_length=lengths[owner],
-            keys=row_keys(self.seed, round, prompt_id, sample),
-            step=jnp.zeros((), jnp.int32),
+            newest=zero,
+            length=zero,
+            cap=zero,
+            finish=zero,
+            prompt_length=zero,
+            keys=row_keys(self.seed, 0, zero, zero),
         )
-        logits = self._logits(params, last)[owner]
-        return self._append(state, logits, temperature, greedy, top_p)
 
-    def decode(self, params, *, state: Decoding, until, temperature, greedy, top_p) -> Decoding:
-        """Appends tokens until step ``until`` or until every row has ended. No row leaves the device on the way."""
+    def block(self, *, length: int) -> caches.Cache:
+        """What a cache grows by."""
+        return caches.create(self.model, self.slots, length)
 
-        def going(state):
-            return (state.step < until) & (state.finish == GOING).any()
+    def admit(self, params, rows: Admission, round, temperature, *, state: Decoding, greedy, top_p) -> Decoding:
+        """Runs each prompt once, gives every slot that begins its own copy of the prompt's keys, and samples its first token.
+        The other slots keep what they have."""
+        positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
+        segments = (positions < rows.lengths[:, None]).astype(jnp.int32)
+        hidden, _, fresh = decoder.forward(params, rows.tokens, positions, segments, model=self.model, keep=True)
+        last = jnp.take_along_axis(hidden, (rows.lengths - 1)[:, None, None], axis=1)
 
-        def step(state):
-            newest = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=1)
-            position = (state.prompt_length + state.step - 1)[:, None]
-            live = (state.finish == GOING)[:, None].astype(jnp.int32)
-            hidden, _, cache = decoder.forward(params, newest, position, live, model=self.model, cache=state.cache)
-            return self._append(state.replace(cache=cache), self._logits(params, hidden), temperature, greedy, top_p)
+        def begin(new, old):
+            return jnp.where(rows.taken.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
-        state = jax.lax.while_loop(going, step, state)
-        # A row that is still going at its cap ended by length.
-        at_cap = (state.finish == GOING) & (state.length >= state.tokens.shape[1])
-        return state.replace(finish=jnp.where(at_cap, 0, state.finish))
+        known = rows.lengths[rows.owner] - rows.prompt_length
+        state = state.replace(
+            cache=caches.place(state.cache, fresh, self.model, rows.owner, rows.taken),
+            tokens=begin(0, state.tokens),
+            logprobs=begin(0.0, state.logprobs),
+            length=begin(known, state.length),
+            cap=begin(rows.cap, state.cap),
+            finish=begin(GOING, state.finish),
+            prompt_length=begin(rows.prompt_length, state.prompt_length),
+            keys=begin(row_keys(self.seed, round, rows.prompt_id, rows.sample), state.keys),
+        )
+        return self._append(state, self._logits(params, last)[rows.owner], rows.taken, temperature, greedy, top_p)
+
+    def decode(self, params, *, state: Decoding, steps, enough, temperature, greedy, top_p) -> Decoding:
+        """Appends up to ``steps`` tokens, and stops earlier once ``enough`` slots have ended. No row leaves the device on the
+        way."""
+
+        def going(carry):
+            step, state = carry
+            return (step < steps) & ((state.finish != GOING).sum() < enough)
+
+        def step(carry):
+            step, state = carry
+            position = (state.prompt_length + state.length - 1)[:, None]
+            live = state.finish == GOING
+            # A row that has ended reads its last place again, whatever stands there.
+            hidden, _, cache = decoder.forward(
+                params, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
+                cache=state.cache,
+            )  # fmt: skip
+            logits = self._logits(params, hidden)
+            return step + 1, self._append(state.replace(cache=cache), logits, live, temperature, greedy, top_p)
+
+        return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state))[1]
 
     def _logits(self, params, hidden) -> jax.Array:
         """float32[B, V] for [B, 1, D], a row's as a whole on one device."""
-        logits = project(hidden[:, 0], decoder.head_kernel(params), self.model.matmul_dtype).astype(jnp.float32)
+        logits = decoder.logits(params, hidden[:, 0], self.model)
         return constrain(constrain(logits, "batch", "vocab"), "batch", None)
 
-    def _append(self, state: Decoding, logits, temperature, greedy, top_p) -> Decoding:
-        """Samples a token for each row that goes on; the others keep what they have."""
-        token, logprob = sample_tokens(logits, state.keys, state.step, temperature=temperature, greedy=greedy, top_p=top_p)
-        live = state.finish == GOING
-        at = (0, state.step)
+    def _append(self, state: Decoding, logits, live, temperature, greedy, top_p) -> Decoding:
+        """Samples a token for each row of bool[S] ``live``; the others keep what they have."""
+        token, logprob = sample_tokens(logits, state.keys, state.length, temperature=temperature, greedy=greedy, top_p=top_p)
+        length = state.length + live
         ended = jnp.isin(token, jnp.array(self.end_ids, jnp.int32))
+        finish = jnp.where(ended, 1, jnp.where(length >= state.cap, 0, GOING))
         return state.replace(
-            tokens=jax.lax.dynamic_update_slice(state.tokens, jnp.where(live, token, 0)[:, None], at),
-            logprobs=jax.lax.dynamic_update_slice(state.logprobs, jnp.where(live, logprob, 0.0)[:, None], at),
-            length=state.length + live,
-            finish=jnp.where(live & ended, 1, state.finish),
-            step=state.step + 1,
+            tokens=_write(state.tokens, token, state.length, live),
+            logprobs=_write(state.logprobs, logprob, state.length, live),
+            newest=jnp.where(live, token, state.newest),
+            length=length,
+            finish=jnp.where(live, finish, state.finish),
         )
+
+
+def _write(table: jax.Array, new: jax.Array, at: jax.Array, live: jax.Array) -> jax.Array:
+    """table[S, C] with new[b] at ``[b, at[b]]`` where ``live``. A slice per row, so that rows stay on their devices."""
+
+    def row(table, new, at, live):
+        new = jnp.where(live, new, jax.lax.dynamic_index_in_dim(table, at, keepdims=False))
+        return jax.lax.dynamic_update_index_in_dim(table, new, at, 0)
+
+    return jax.vmap(row)(table, new, at, live)

@@ -1,4 +1,5 @@
-"""The rollout engine: a question is prefilled once, its answers are decoded together, inside one compiled loop.
+"""The rollout engine: continuous batching over slots. A question is prefilled once, its answers are decoded together with
+those of other questions inside one compiled loop, and a slot whose answer has ended takes the next one.
 
 A stage knows ``load`` and ``generate`` and no more, and who shows an answer as it comes ``stream``, so another engine can stand
 here.
@@ -7,22 +8,69 @@ here.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
 from r1jax import config, sharding
-from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
-from r1jax.rollout.loop import Decoding, Loop
+from r1jax.rollout import stopping
+from r1jax.rollout.loop import Admission, Decoding, Loop
+from r1jax.rollout.weights import Weights
 from r1jax.types import FINISH, GOING, Trajectories
 
-ROUND_TO = 8  # prompt lengths are padded to a multiple of this
+ROUND_TO = 8  # prompt and cache lengths are multiples of this
+SHORTEST_BUCKET, MOST_BUCKETS = 256, 6  # each is a program to compile, and a shorter cache saves next to nothing
+REFILL = 8  # slots / REFILL ended ones are refilled together: a prefill of one row costs nearly as much as one of some
+
+
+@dataclass
+class Job:
+    """An answer to be sampled, and what there is of it."""
+
+    index: int
+    """Its row in what ``generate`` returns."""
+    prompt: Sequence[int]
+    prompt_id: int
+    sample: int
+    cap: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: int = GOING
+
+    @property
+    def known(self) -> list[int]:
+        """What a prefill reads."""
+        return [*self.prompt, *self.tokens]
+
+
+@dataclass
+class Usage:
+    """What a call of ``generate`` used."""
+
+    steps: int = 0
+    """Decode steps."""
+    busy: int = 0
+    """Tokens sampled by them: at most ``steps`` times the slots."""
+    cache_peak: int = 0
+    """Bytes of the cache on all devices, at its largest."""
+    cache_bytes: int = 0
+    """Bytes of the cache, summed over looks; with ``cache_tokens`` what a token that is held costs."""
+    cache_tokens: int = 0
+    """Tokens held by rows that go on, summed over looks."""
+
+    def metrics(self, slots: int) -> dict[str, float]:
+        """``r1jax/observe/README.md`` says what they mean."""
+        return {
+            "rollout/slots_busy": self.busy / max(1, self.steps * slots),
+            "rollout/cache_peak_bytes": float(self.cache_peak),
+            "rollout/cache_bytes_per_token": self.cache_bytes / max(1, self.cache_tokens),
+        }
 
 
 class Sampler:
@@ -44,24 +92,21 @@ class Sampler:
         self.ways = sharding.batch_ways(mesh, self.rules)
         self.slots = -(-engine.slots // self.ways) * self.ways
         self.specs = decoder.read_specs(model)
-        self.shardings = sharding.param_shardings(self.specs, mesh, self.rules)
-        self._reshard = jax.jit(partial(parameters.cast, specs=self.specs), out_shardings=self.shardings)
-        self._layout = self._decoding_shardings()
-        loop = Loop(model, self.slots, tuple(end_ids), seed)
-        self._prefill = jax.jit(loop.prefill, static_argnames=("cap", "greedy", "top_p"), out_shardings=self._layout)
-        self._decode = jax.jit(
-            loop.decode, static_argnames=("greedy", "top_p"), donate_argnames=("state",), out_shardings=self._layout
-        )
+        self._weights = Weights(self.specs, mesh, self.rules)
+        self.shardings = self._weights.stacked
+        self._loop = Loop(model, self.slots, tuple(end_ids), seed)
+        self._programs: dict[int, Programs] = {}
         self.params = None
+        self.usage = Usage()
 
     def load(self, params, *, copy: bool = True) -> None:
-        """Takes a model's weights into the decode layout, kernels in the type that the products read.
+        """Takes a model's weights into the decode layout, kernels in the type that the products read, layer by layer.
 
         Args:
-          copy: False keeps ``params`` themselves, which must be in the types of ``specs`` and laid out by ``shardings``.
+          copy: False takes ``params`` over and deletes them; they must be in the types of ``specs`` and laid out by ``shardings``.
         """
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
-        self.params = self._reshard(params) if copy else params
+        self.params = self._weights.take(params) if copy else self._weights.take_over(params)
 
     def generate(
         self,
@@ -71,33 +116,35 @@ class Sampler:
         samples: int = 1,
         round: int = 0,
         ids: Sequence[int] | None = None,
-        progress: Callable[[Trajectories], None] = lambda part: None,
+        caps: Sequence[int] | None = None,
+        progress: Callable[[np.ndarray, Trajectories], None] = lambda rows, part: None,
     ) -> Trajectories:
-        """``samples`` answers to every prompt.
+        """``samples`` answers to every prompt, those to one prompt side by side.
 
         Args:
           prompts: token ids, each with at least one token.
           round: which rollout of the run; another round draws other tokens.
           ids: int32 name of each prompt in the random stream; their index if None.
-          progress: called with the answers as they come; its calls together have what is returned, in the same order.
+          caps: the most tokens of each answer, at most ``sampling.max_new_tokens``, which it is if None.
+          progress: called with answers as they end, in any order: their rows, int[n], in what is returned, and themselves.
 
         Raises:
-          ValueError: no weights are loaded, a prompt is empty or longer than ``engine.max_prompt_tokens``, or no bucket is
-          long enough.
+          ValueError: no weights are loaded, a prompt is empty or longer than ``engine.max_prompt_tokens``, a cap is out of
+          range, or no bucket is long enough.
         """
         self._check(prompts, sampling)
-        ids = np.arange(len(prompts)) if ids is None else np.asarray(ids)
-        # A pass over the slots holds whole questions, or a part of one that has more answers than there are slots.
-        together, width = max(1, self.slots // samples), min(samples, self.slots)
-        parts = []
-        for start in range(0, len(prompts), together):
-            questions = np.arange(start, min(start + together, len(prompts)))
-            for first in range(0, samples, width):
-                numbers = np.arange(first, min(first + width, samples))
-                (whole,) = self._run(prompts, questions, numbers, together, ids, sampling, round)
-                parts.append(whole)
-                progress(whole)
-        return concatenate(parts)
+        most = sampling.max_new_tokens
+        caps = [most] * (len(prompts) * samples) if caps is None else list(caps)
+        if len(caps) != len(prompts) * samples or not all(1 <= cap <= most for cap in caps):
+            raise ValueError(f"caps must be {len(prompts) * samples} numbers from 1 to max_new_tokens {most}")
+        names = range(len(prompts)) if ids is None else ids
+        jobs = [
+            Job(i, prompts[i // samples], int(names[i // samples]), i % samples, cap) for i, cap in enumerate(caps)
+        ]
+        for ended in self._run(jobs, sampling, round):
+            if ended:
+                progress(np.array([job.index for job in ended]), trajectories(ended))
+        return trajectories(jobs)
 
     def stream(
         self, prompt: Sequence[int], sampling: config.Sampling, *, chunk: int, round: int = 0, id: int = 0
@@ -109,7 +156,9 @@ class Sampler:
           ValueError: as ``generate`` does.
         """
         self._check([prompt], sampling)
-        yield from self._run([prompt], np.arange(1), np.arange(1), 1, np.array([id]), sampling, round, chunk)
+        job = Job(0, prompt, id, 0, sampling.max_new_tokens)
+        for _ in self._run([job], sampling, round, shown=chunk):
+            yield trajectories([job])
 
     def _check(self, prompts, sampling: config.Sampling) -> None:
         if self.params is None:
@@ -126,120 +175,240 @@ class Sampler:
             )
 
     def _run(
-        self, prompts, questions, numbers, together: int, ids, sampling: config.Sampling, round: int, shown: int | None = None
-    ) -> Iterator[Trajectories]:
-        """Decodes the answers ``numbers`` to each of ``questions``: as they are at their end, and before it after every
-        ``shown`` steps. Slots that are left over are dead from the start."""
-        cap = sampling.max_new_tokens
-        # Stop strings are searched for by the host: a string may straddle tokens, which no token id tells.
-        chunk = shown or (self.engine.chunk if sampling.stop else cap)
-        height = -(-together // self.ways) * self.ways
-        tokens = np.zeros((height, self._prompt_width(max(len(prompts[q]) for q in questions), cap)), np.int32)
-        lengths = np.ones(height, np.int32)
-        for i, q in enumerate(questions):
-            tokens[i, : len(prompts[q])] = prompts[q]
-            lengths[i] = len(prompts[q])
-        rows = len(questions) * len(numbers)
-        owner, sample = (np.zeros(self.slots, np.int32) for _ in range(2))
-        owner[:rows], sample[:rows] = np.repeat(np.arange(len(questions)), len(numbers)), np.tile(numbers, len(questions))
-        prompt_id = ids[questions].astype(np.int32)[np.minimum(owner, len(questions) - 1)]
+        self, jobs: Sequence[Job], sampling: config.Sampling, round: int, shown: int | None = None
+    ) -> Iterator[list[Job]]:
+        """Decodes until every job has ended, and yields after each look of the host those that ended since the last. With
+        ``shown`` it looks after every so many tokens and writes into the jobs that go on too.
 
-        how = {"greedy": sampling.temperature == 0, "top_p": sampling.top_p}
-        temperature = np.float32(sampling.temperature or 1.0)
-        with sharding.using(self.mesh, self.rules):
-            state = self._prefill(
-                self.params, tokens, lengths, owner, prompt_id, sample, np.int32(rows), np.int32(round), temperature,
-                cap=cap, **how,
-            )  # fmt: skip
-        each = [prompts[questions[i]] for i in owner[:rows]]
-        for start in range(0, cap, chunk):
-            until = min(start + chunk, cap)
-            with sharding.using(self.mesh, self.rules):
-                state = self._decode(self.params, state=state, until=np.int32(until), temperature=temperature, **how)
-            if sampling.stop:
-                state = self._end_at_stop_strings(state, sampling.stop, start)
-            finish = sharding.fetch(state.finish)[:rows]
-            ended = (finish != GOING).all()
-            if ended or shown:
-                tokens, logprobs, length = (sharding.fetch(x)[:rows] for x in (state.tokens, state.logprobs, state.length))
-                yield _trajectories(each, prompt_id[:rows], sample[:rows], tokens, logprobs, length, finish)
-            if ended:
-                return
+        Every process of several takes the same decisions: they follow from what all of them fetch.
+        """
+        run = _Run(self, jobs, sampling, round)
+        chunk, refill = shown or self.engine.chunk, max(1, self.slots // REFILL)
+        while run.waiting or run.held:
+            fresh: set[int] = set()
+            while run.waiting and (self.slots - len(run.held) >= refill or not run.held):
+                fresh |= run.admit()
+            run.decode(chunk - bool(fresh), refill if run.waiting else self.slots)
+            yield run.look(fresh, everything=shown is not None)
 
-    def _prompt_width(self, longest: int, cap: int) -> int:
-        """Padded prompt length: one of a few, so that few programs are compiled."""
-        if not self.engine.buckets:
-            widths = {-(-self.engine.max_prompt_tokens // (ROUND_TO * parts)) * ROUND_TO for parts in (1, 2, 4, 8)}
-            return min(w for w in widths if w >= longest)
-        fitting = [b - cap for b in self.engine.buckets if b - cap >= longest]
-        if not fitting:
-            raise ValueError(
-                f"a prompt of {longest} tokens with answers of up to {cap} needs {longest + cap} tokens, but the "
-                f"largest of engine.buckets is {self.engine.buckets[-1]}; add a larger one"
-            )
-        return fitting[0]
+    def programs(self, blocks: int) -> Programs:
+        """For a cache of so many blocks."""
+        if blocks not in self._programs:
+            self._programs[blocks] = Programs.of(self._loop, self._layout(blocks))
+        return self._programs[blocks]
 
-    def _decoding_shardings(self) -> Decoding:
+    def _layout(self, blocks: int) -> Decoding:
         """Where the rows lie, whichever program they come from: so the next one is compiled once."""
 
         def lay(*axes):
             return NamedSharding(self.mesh, sharding.partition(axes, self.rules))
 
         row, table = lay("batch"), lay("batch", None)
-        cache = tuple(lay(*axes) for _, axes in caches.shapes(self.model, self.slots, 1))
+        layer = (tuple(lay(*axes) for _, axes in caches.shapes(self.model, self.slots, 1)),) * blocks
         return Decoding(
-            cache=cache, tokens=table, logprobs=table, length=row, finish=row, prompt_length=row, keys=row, step=lay()
-        )
+            cache=(layer,) * self.model.n_layers, tokens=table, logprobs=table, newest=row, length=row, cap=row, finish=row,
+            prompt_length=row, keys=row,
+        )  # fmt: skip
 
-    def _end_at_stop_strings(self, state: Decoding, stop: tuple[str, ...], searched: int) -> Decoding:
-        """Ends rows whose text holds a stop string at the token that completes it, and forgets what came after. The first
-        ``searched`` tokens hold none: of these only as many are looked at as a string that goes on behind them may have, a
-        byte being the least that a token adds to a text."""
-        tokens, length, finish = (sharding.fetch(x).copy() for x in (state.tokens, state.length, state.finish))
-        first = max(0, searched - max(len(s.encode()) for s in stop))
-        grown = np.flatnonzero(length > searched)
-        for row in grown:
-            ids = tokens[row, first : length[row]].tolist()
 
-            def holds(n: int, ids=ids) -> bool:
-                text = self.text(ids[:n])
-                return any(s in text for s in stop)
+@dataclass(frozen=True)
+class Programs:
+    """The compiled functions of a sampler."""
 
-            if holds(len(ids)):
-                length[row] = first + bisect_left(range(len(ids)), True, lo=searched - first, key=holds)
-                finish[row] = FINISH.index("stop_string")
-        if not (finish[grown] == FINISH.index("stop_string")).any():
-            return state
-        kept = np.arange(tokens.shape[1]) < length[:, None]
-        return state.replace(
-            tokens=jax.device_put(jnp.where(kept, state.tokens, 0), self._layout.tokens),
-            logprobs=jax.device_put(jnp.where(kept, state.logprobs, 0.0), self._layout.logprobs),
-            length=sharding.put(length, self.mesh, self.rules, "batch"),
-            finish=sharding.put(finish, self.mesh, self.rules, "batch"),
+    empty: Callable[..., Decoding]
+    block: Callable[..., caches.Cache]
+    admit: Callable[..., Decoding]
+    decode: Callable[..., Decoding]
+
+    @classmethod
+    def of(cls, loop: Loop, layout: Decoding) -> Programs:
+        static = {"static_argnames": ("greedy", "top_p"), "donate_argnames": ("state",), "out_shardings": layout}
+        one = tuple(layer[:1] for layer in layout.cache)
+        return cls(
+            jax.jit(loop.empty, static_argnames=("length", "cap"), out_shardings=layout),
+            jax.jit(loop.block, static_argnames=("length",), out_shardings=one),
+            jax.jit(loop.admit, **static),
+            jax.jit(loop.decode, **static),
         )
 
 
-def _trajectories(prompts, prompt_id, sample, answers, logprobs, length, finish) -> Trajectories:
-    """Puts each answer behind its prompt."""
-    rows, prompt_length = len(prompts), np.array([len(p) for p in prompts], np.int32)
-    total = prompt_length + length
-    tokens = np.zeros((rows, int(total.max())), np.int32)
-    mask, placed = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, np.float32)
-    for i, prompt in enumerate(prompts):
-        here = slice(len(prompt), int(total[i]))
-        tokens[i, : len(prompt)] = prompt
-        tokens[i, here], placed[i, here], mask[i, here] = answers[i, : length[i]], logprobs[i, : length[i]], True
+class _Run:
+    """One call of ``generate``: which job is in which slot, and how far it is."""
+
+    def __init__(self, sampler: Sampler, jobs: Sequence[Job], sampling: config.Sampling, round: int):
+        self.sampler, self.sampling, self.round = sampler, sampling, np.int32(round)
+        self.how = {"greedy": sampling.temperature == 0, "top_p": sampling.top_p}
+        self.temperature = np.float32(sampling.temperature or 1.0)
+        self.waiting, self.held = deque(jobs), dict[int, Job]()
+        self.length = np.zeros(sampler.slots, np.int64)
+        """Tokens of each slot's answer."""
+        self.lengths = cache_lengths(sampler.engine, max(len(job.prompt) for job in jobs), sampling.max_new_tokens)
+        self.heights = prefill_heights(jobs, sampler.slots, sampler.ways)
+        self.usage = sampler.usage = Usage()
+        programs = sampler.programs(1)
+        with self._using():
+            self.state = programs.empty(length=self.lengths[0], cap=sampling.max_new_tokens)
+
+    def admit(self) -> set[int]:
+        """Gives waiting jobs the slots that are free. Returns these."""
+        free = [slot for slot in range(self.sampler.slots) if slot not in self.held]
+        began = take(self.waiting, free, self.heights[-1])
+        self.held |= began
+        for slot, job in began.items():
+            self.length[slot] = len(job.tokens) + 1
+        self._fit(0)
+        with self._using():
+            self.state = self._programs.admit(
+                self.sampler.params, self._admission(began), self.round, self.temperature, state=self.state, **self.how
+            )
+        return set(began)
+
+    def decode(self, steps: int, enough: int) -> None:
+        """Appends up to ``steps`` tokens to all rows that go on, or fewer once ``enough`` slots are empty or have ended."""
+        room = self._fit(steps)
+        self._account()
+        with self._using():
+            self.state = self._programs.decode(
+                self.sampler.params, state=self.state, steps=np.int32(min(steps, room)), enough=np.int32(enough),
+                temperature=self.temperature, **self.how,
+            )  # fmt: skip
+
+    def look(self, fresh: set[int], everything: bool) -> list[Job]:
+        """Fetches how far the rows are, frees the slots of those that have ended, and returns their jobs.
+
+        Args:
+          fresh: slots that were admitted since the last look.
+          everything: write into the jobs that go on too.
+        """
+        finish, reached = sharding.fetch(self.state.finish).copy(), sharding.fetch(self.state.length).copy()
+        grown = (reached - self.length)[list(self.held)]
+        self.usage.steps += int(grown.max())
+        self.usage.busy += int(grown.sum())
+        stop = self.sampling.stop
+        if stop or everything or any(finish[slot] != GOING for slot in self.held):
+            tokens, logprobs = sharding.fetch(self.state.tokens), sharding.fetch(self.state.logprobs)
+        if stop:
+            for slot, job in self.held.items():
+                ids = [*job.tokens, *tokens[slot, len(job.tokens) : reached[slot]].tolist()]
+                searched = int(self.length[slot]) - (slot in fresh)
+                if (end := stopping.find(ids, searched, stop, self.sampler.text)) is not None:
+                    reached[slot], finish[slot] = end, FINISH.index("stop_string")
+            self.state = self.state.replace(finish=sharding.put(finish, self.sampler.mesh, self.sampler.rules, "batch"))
+        self.length = reached.astype(np.int64)
+        ended = [slot for slot in self.held if finish[slot] != GOING]
+        for slot in self.held if everything else ended:
+            job, here = self.held[slot], slice(len(self.held[slot].tokens), int(reached[slot]))
+            job.tokens += tokens[slot, here].tolist()
+            job.logprobs += logprobs[slot, here].tolist()
+            job.finish = int(finish[slot])
+        return [self.held.pop(slot) for slot in ended]
+
+    @property
+    def _programs(self) -> Programs:
+        return self.sampler.programs(len(self.state.cache[0]))
+
+    def _using(self):
+        return sharding.using(self.sampler.mesh, self.sampler.rules)
+
+    def _fit(self, steps: int) -> int:
+        """Makes the cache as long as the longest row needs for so many more tokens, as far as there is a length for it, and
+        returns for how many it is. What no row needs any more is given back."""
+        longest = max(len(job.prompt) + int(self.length[slot]) for slot, job in self.held.items())
+        blocks = 1 + bisect_left(self.lengths, min(longest + steps - 1, self.lengths[-1]))
+        if (held := len(self.state.cache[0])) < blocks:
+            cache = self.state.cache
+            for more, before in zip(self.lengths[held:blocks], self.lengths[held - 1 :], strict=False):
+                cache = caches.grow(cache, self.sampler.programs(1).block(length=more - before))
+            self.state = self.state.replace(cache=cache)
+        elif held > blocks:
+            self.state = self.state.replace(cache=caches.shrink(self.state.cache, blocks))
+        return self.lengths[blocks - 1] - longest + 1  # the newest token is written by the step that reads it
+
+    def _account(self) -> None:
+        size = self.lengths[len(self.state.cache[0]) - 1] * self.sampler.slots * caches.per_token(self.sampler.model)
+        self.usage.cache_peak = max(self.usage.cache_peak, size)
+        self.usage.cache_bytes += size
+        self.usage.cache_tokens += sum(len(job.prompt) + int(self.length[slot]) for slot, job in self.held.items())
+
+    def _admission(self, began: dict[int, Job]) -> Admission:
+        prompts: dict[tuple[int, ...], int] = {}
+        for job in began.values():
+            prompts.setdefault(tuple(job.known), len(prompts))
+        height = next(h for h in self.heights if h >= len(prompts))
+        width = prompt_width(max(map(len, prompts)), self.sampler.engine, self.lengths[-1])
+        tokens, lengths = np.zeros((height, width), np.int32), np.ones(height, np.int32)
+        for ids, row in prompts.items():
+            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+        slots = self.sampler.slots
+        rows = Admission(tokens, lengths, np.zeros(slots, np.int32), np.zeros(slots, bool), *np.zeros((4, slots), np.int32))
+        for slot, job in began.items():
+            rows.owner[slot], rows.taken[slot] = prompts[tuple(job.known)], True
+            rows.prompt_length[slot], rows.cap[slot] = len(job.prompt), job.cap
+            rows.prompt_id[slot], rows.sample[slot] = job.prompt_id, job.sample
+        return rows
+
+
+def take(waiting: deque[Job], free: Sequence[int], prompts: int) -> dict[int, Job]:
+    """The next jobs in their order, a free slot each, as long as these last and at most ``prompts`` prompts are prefilled."""
+    began: dict[int, Job] = {}
+    known: set[tuple[int, ...]] = set()
+    for slot in free:
+        if not waiting or (len(known) == prompts and tuple(waiting[0].known) not in known):
+            break
+        known.add(tuple(waiting[0].known))
+        began[slot] = waiting.popleft()
+    return began
+
+
+def prefill_heights(jobs: Sequence[Job], slots: int, ways: int) -> list[int]:
+    """How many prompts a prefill may have, rising: as many as a refill, and as all slots together, usually need."""
+    distinct = len({(job.prompt_id, len(job.tokens)) for job in jobs})
+    most = min(distinct, -(-slots * distinct // len(jobs)) + 1, slots)
+    few = min(most, -(-max(1, slots // REFILL) * distinct // len(jobs)) + 1)
+    return sorted({-(-n // ways) * ways for n in (few, most)})
+
+
+def cache_lengths(engine: config.Engine, longest: int, cap: int) -> list[int]:
+    """The lengths of the cache that programs are compiled for, rising: ``engine.buckets``, or what is needed at the most, its
+    half, and so on while this is at least 256.
+
+    Args:
+      longest: tokens of the longest prompt.
+
+    Raises:
+      ValueError: no bucket is long enough.
+    """
+    if engine.buckets:
+        if longest + cap > engine.buckets[-1]:
+            raise ValueError(
+                f"a prompt of {longest} tokens with answers of up to {cap} needs {longest + cap} tokens, but the "
+                f"largest of engine.buckets is {engine.buckets[-1]}; add a larger one"
+            )
+        return list(engine.buckets)
+    total = -(-(prompt_width(longest, engine, longest) + cap) // ROUND_TO) * ROUND_TO
+    parts = {-(-(total >> halvings) // ROUND_TO) * ROUND_TO for halvings in range(MOST_BUCKETS)}
+    return sorted({total} | {length for length in parts if length >= SHORTEST_BUCKET})
+
+
+def prompt_width(longest: int, engine: config.Engine, most: int) -> int:
+    """Padded prompt length: one of a few, so that few programs are compiled. An answer that goes on is read like a prompt and
+    may be longer than one; ``most`` is then what there is."""
+    widths = {-(-engine.max_prompt_tokens // (ROUND_TO * parts)) * ROUND_TO for parts in (1, 2, 4, 8)}
+    return min((w for w in widths if w >= longest), default=most)
+
+
+def trajectories(jobs: Sequence[Job]) -> Trajectories:
+    """The jobs' rows."""
+    prompt_length = np.array([len(job.prompt) for job in jobs], np.int32)
+    total = prompt_length + np.array([len(job.tokens) for job in jobs], np.int32)
+    tokens = np.zeros((len(jobs), int(total.max())), np.int32)
+    mask, logprobs = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, np.float32)
+    for i, job in enumerate(jobs):
+        here = slice(len(job.prompt), int(total[i]))
+        tokens[i, : total[i]] = job.known
+        logprobs[i, here], mask[i, here] = job.logprobs, True
     return Trajectories(
-        tokens=tokens, prompt_length=prompt_length, length=total.astype(np.int32), loss_mask=mask, logprobs=placed,
-        finish=finish.astype(np.int8), prompt_id=prompt_id, sample=sample,
+        tokens=tokens, prompt_length=prompt_length, length=total, loss_mask=mask, logprobs=logprobs,
+        finish=np.array([job.finish for job in jobs], np.int8), prompt_id=np.array([job.prompt_id for job in jobs], np.int32),
+        sample=np.array([job.sample for job in jobs], np.int32),
     )  # fmt: skip
-
-
-def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
-    """One set of rows out of several, padded to the longest."""
-    width = max(p.tokens.shape[1] for p in parts)
-
-    def join(*arrays):
-        return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1]))) if a.ndim == 2 else a for a in arrays])
-
-    return jax.tree.map(join, *parts)

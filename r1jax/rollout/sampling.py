@@ -28,7 +28,7 @@ def sample_tokens(logits, keys, position, *, temperature, greedy: bool, top_p: f
 
     Args:
       keys: S typed keys; ``position`` is folded in.
-      position: int32[], index of the token within the answer.
+      position: int32[S], index of each row's token within its answer.
       temperature: float32[]; ignored when greedy.
       greedy: take the most likely token.
       top_p: keep the smallest set of tokens with at least this probability (Holtzman et al. 2019); 1 keeps all.
@@ -44,7 +44,7 @@ def sample_tokens(logits, keys, position, *, temperature, greedy: bool, top_p: f
     if greedy:
         token = scaled.argmax(-1).astype(jnp.int32)
     else:
-        uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position)))(keys)
+        uniform = jax.vmap(lambda k, at: jax.random.uniform(jax.random.fold_in(k, at)))(keys, position)
         token = _inverse_cdf(_nucleus(p, top_p) if top_p < 1 else p, uniform)
     chosen = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
     return token, chosen - top[:, 0] - jnp.log(p.sum(-1))

@@ -97,7 +97,7 @@ def check_rewards(work: Workspace, asked: list[Question]) -> None:
 def score(work: Workspace, asked: list[Question], completions: list[str]) -> list[dict[str, Score]]:
     scoring = asking.Scoring(work.pool, work.weights)
     tokens = [work.tokenizer.encode(text.removeprefix(q.prefill)) for q, text in zip(asked, completions, strict=True)]
-    scoring.submit(asked, completions, tokens)
+    scoring.submit(range(len(asked)), asked, completions, tokens)
     return scoring.scores()
 
 
