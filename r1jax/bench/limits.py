@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from r1jax import config
+from r1jax.bench.fastest import fastest
 from r1jax.bench.results import Limits, Product
 from r1jax.nn.matmul import project
 
@@ -16,8 +14,6 @@ UPDATE_ROWS = 2048
 """Of a product as an update has it."""
 COPIED = 1 << 28
 """Bytes of the array that is copied: more than the caches of a CPU hold."""
-SECONDS, REPEATS = 0.2, 3
-"""How long one measurement takes at least, and how many there are, of which the fastest counts."""
 
 
 def probe(model: config.Model, mesh: jax.sharding.Mesh, rows: int) -> Limits:
@@ -30,7 +26,7 @@ def probe(model: config.Model, mesh: jax.sharding.Mesh, rows: int) -> Limits:
     inner, outer = model.d_model, widest(model)
     shapes = [(dtype, n) for dtype in ("float32", "bfloat16") for n in dict.fromkeys((rows, UPDATE_ROWS))]
     with jax.default_device(device):
-        products = [Product(d, n, inner, outer, 2 * n * inner * outer / product_seconds(d, n, inner, outer)) for d, n in shapes]
+        products = [Product("jax", d, n, inner, outer, product_rate(d, n, inner, outer)) for d, n in shapes]
         copied = 2 * COPIED / copy_seconds(COPIED)
     return Limits(device.device_kind, mesh.size, tuple(products), copied)
 
@@ -40,28 +36,13 @@ def widest(model: config.Model) -> int:
     return model.d_ff if any(s.ff == "dense" for s in model.segments) or model.moe is None else model.moe.d_ff
 
 
-def product_seconds(dtype: str, rows: int, inner: int, outer: int) -> float:
+def product_rate(dtype: str, rows: int, inner: int, outer: int) -> float:
+    """FLOP/s of [rows, inner] x [inner, outer]."""
     x, w = jnp.ones((rows, inner), dtype), jnp.ones((inner, outer), dtype)
     multiply = jax.jit(lambda x, w: project(x, w, dtype))
-    return fastest(lambda _: multiply(x, w), None)
+    return 2 * rows * inner * outer / fastest(lambda _: multiply(x, w), x, jax.block_until_ready)
 
 
 def copy_seconds(size: int) -> float:
     """Of reading and writing ``size`` bytes each."""
-    return fastest(jax.jit(lambda x: x + 1, donate_argnums=0), jnp.zeros(size // 4, jnp.float32))
-
-
-def fastest(step: Callable, state, *, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of ``state = step(state)`` in the fastest of a few long runs, in which steps are queued before they are done."""
-    state, count, best = jax.block_until_ready(step(state)), 1, []
-    while len(best) < REPEATS:
-        began = clock()
-        for _ in range(count):
-            state = step(state)
-        jax.block_until_ready(state)
-        seconds = clock() - began
-        if seconds < SECONDS:
-            count *= 2
-        else:
-            best.append(seconds / count)
-    return min(best)
+    return fastest(jax.jit(lambda x: x + 1, donate_argnums=0), jnp.zeros(size // 4, jnp.float32), jax.block_until_ready)

@@ -18,6 +18,7 @@ import jax
 
 import r1jax
 from r1jax.bench.memory import risen
+from r1jax.bench.results import Product
 from r1jax.config import ConfigError
 from r1jax.observe import compiling
 from r1jax.observe.phases import Phase, Phases
@@ -117,6 +118,7 @@ class Peer:
         )  # fmt: skip
         os.close(handle)
         self._send(job)
+        self.products = tuple(Product(**product) for product in self._receive()["products"])
         self._receive()
 
     def turn(self) -> Turn:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from r1jax import hub
+from r1jax.bench.fastest import fastest
 from r1jax.bench.memory import resident, risen
 from r1jax.bench.prompts import checksum
 from r1jax.config import ConfigError
@@ -68,15 +69,17 @@ def main() -> None:
             os._exit(0)  # we are no longer wanted
 
     job = json.loads(sys.stdin.readline())
+    work = {"rollout": rollout, "update": update, "grpo": grpo}[job["work"]]
     try:
         torch = _torch(job)
-        {"rollout": rollout, "update": update, "grpo": grpo}[job["work"]](torch, job, wait, say)
+        say(products=_products(torch, job))
+        work(torch, job, wait, say)
     except ConfigError as error:
         say(error=str(error))
 
 
 def _torch(job: dict):
-    """torch with all of the machine's cores, and nothing of the packages on the terminal."""
+    """torch with all of the cores that this process may use, or as many as OMP_NUM_THREADS says."""
     try:
         import torch
         import transformers
@@ -85,9 +88,23 @@ def _torch(job: dict):
     transformers.utils.logging.set_verbosity_error()
     if job["device"] == "cuda" and not torch.cuda.is_available():
         raise ConfigError("jax runs on a GPU, and this torch does not find it; install torch with CUDA")
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
     torch.manual_seed(job["seed"])
     return torch
+
+
+def _products(torch, job: dict) -> list[dict]:
+    """The products that were probed with jax, by torch: fields of ``results.Product``. A limit that one package reaches is the
+    machine's."""
+    found = []
+    for rows, inner, outer in job["shapes"]:
+        how = {"dtype": getattr(torch, job["dtype"]), "device": job["device"]}
+        x, w = torch.ones(rows, inner, **how), torch.ones(inner, outer, **how)
+        seconds = fastest(lambda _, x=x, w=w: x @ w, x, lambda _: _clock(torch, job))
+        shape = {"rows": rows, "inner": inner, "outer": outer}
+        found.append({"package": "torch", "dtype": job["dtype"], **shape, "flops_per_s": 2 * rows * inner * outer / seconds})
+    return found
 
 
 def _load(torch, job: dict):

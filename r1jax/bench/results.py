@@ -24,6 +24,8 @@ ALL = "all"
 class Product:
     """A matrix product [rows, inner] x [inner, outer] that was probed."""
 
+    package: str
+    """That multiplied: jax, or torch where another side uses it."""
     dtype: DType
     """Of the operands; sums are float32."""
     rows: int
@@ -163,11 +165,11 @@ def show(report: Report, console: Console) -> None:
 
 def limits_table(limits: Limits) -> Table:
     table = Table(title=f"limits of {limits.devices} x {limits.device}, each", title_justify="left", box=None)
-    for column in ("", "operands", "speed"):
-        table.add_column(column, justify="left" if not column else "right")
+    for column in ("", "by", "operands", "speed"):
+        table.add_column(column, justify="right" if column == "speed" else "left")
     for p in limits.products:
-        table.add_row(f"{p.rows} x {p.inner} x {p.outer}", p.dtype, f"{scaled(p.flops_per_s)}FLOP/s")
-    table.add_row("copy", "", f"{scaled(limits.bytes_per_s)}B/s")
+        table.add_row(f"{p.rows} x {p.inner} x {p.outer}", p.package, p.dtype, f"{scaled(p.flops_per_s)}FLOP/s")
+    table.add_row("copy", "jax", "", f"{scaled(limits.bytes_per_s)}B/s")
     return table
 
 

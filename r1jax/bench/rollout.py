@@ -64,7 +64,7 @@ def rollout(command: BenchRollout) -> int:
     session.say("probing the limits")
     limits = probe(subject.model, subject.mesh, load.slots)
     job = {"work": "rollout", "prompts": load.prompts, "lengths": load.lengths, "slots": load.slots}
-    with session.open_peers(command, subject, command.against, job) as peers:
+    with session.open_peers(command, subject, command.against, limits, job) as peers:
         session.compare("rollout", command, subject, limits, load.needs, lambda: sampling(subject, load), peers)
     return 0
 

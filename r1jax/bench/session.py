@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 import tempfile
@@ -28,8 +29,9 @@ Needs = Callable[[config.Model, Limits], dict[str, Need]]
 
 @contextlib.contextmanager
 def open_peers(
-    command: Measuring, subject: Subject, against: str | None, job: Mapping[str, Any], tokenizer: Tokenizer | None = None
-) -> Iterator[dict[str, measure.Peer]]:
+    command: Measuring, subject: Subject, against: str | None, limits: Limits, job: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
+) -> Iterator[dict[str, measure.Peer]]:  # fmt: skip
     """A process of ``against`` for each type that is asked for, with the subject's weights and ready to work; none for None.
 
     Raises:
@@ -47,6 +49,7 @@ def open_peers(
             for dtype in command.against_dtype:
                 say(f"{against} in {dtype} makes ready")
                 whole = {**job, "device": device, "directory": str(directory), "seed": command.seed, "dtype": dtype}
+                whole["shapes"] = [(p.rows, p.inner, p.outer) for p in limits.products if p.dtype == dtype]
                 peers[f"{against} {dtype}"] = measure.Peer(whole)
             yield peers
         finally:
@@ -63,6 +66,8 @@ def compare(
     Args:
       ours: loads our weights and returns the work of one round.
     """
+    products = itertools.chain(limits.products, *(peer.products for peer in peers.values()))
+    limits = dataclasses.replace(limits, products=tuple(products))
     device, compilations = subject.mesh.devices.flat[0], measure.Compilations()
     counted: list[tuple[int, float]] = []
     before = forget_peak()

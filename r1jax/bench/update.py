@@ -59,7 +59,7 @@ def update(command: BenchUpdate) -> int:
     def needs(model: config.Model, limits: Limits) -> dict[str, Need]:
         return needed(model, limits, command.sequences, command.sequence_tokens)
 
-    with session.open_peers(command, subject, command.against, job) as peers:
+    with session.open_peers(command, subject, command.against, limits, job) as peers:
         session.compare(
             "update", command, subject, limits, needs, lambda: training(command, subject, tokens, advantages), peers
         )

@@ -94,7 +94,7 @@ def grpo(command: BenchGrpo) -> int:
         run = rundir.create("bench", config.to_json(found.stage), Path(folder) / "run")
         try:
             with (
-                session.open_peers(command, subject, command.against, job, tokenizer) as peers,
+                session.open_peers(command, subject, command.against, limits, job, tokenizer) as peers,
                 open_workspace(found, run, "bench grpo") as work,
             ):
                 session.compare("grpo", command, subject, limits, needs, lambda: rounds(work), peers)
