@@ -272,6 +272,14 @@ def test_other_packages_processes_load_no_jax():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_of_two_probes_the_faster_counts_product_by_product():
+    slow, fast = (dataclasses.replace(p, flops_per_s=x) for p, x in zip(LIMITS.products, (60.0, 70.0), strict=False))
+    again = Limits("abacus", 2, (fast, slow), 20.0)
+    found = limits.best(LIMITS, again)
+    assert [p.flops_per_s for p in found.products] == [60.0, 100.0, 400.0] and found.bytes_per_s == 30.0
+    assert limits.best(LIMITS, dataclasses.replace(again, bytes_per_s=40.0)).bytes_per_s == 40.0
+
+
 def test_a_mesh_of_two_has_twice_the_limit():
     found = limits.probe(SHAPES["tiny"], sharding.make_mesh(Mesh(fsdp=2)), 3)
     assert found.devices == 2 and [p.rows for p in found.products] == [3, limits.UPDATE_ROWS] * 2

@@ -56,8 +56,6 @@ def traced(model, t=T, length=None, gradient=False) -> int:
 @pytest.mark.parametrize("model", [GQA, MLA], ids=["gqa", "mla"])
 def test_a_forward_pass_is_the_products_that_it_makes(model):
     assert traced(model) == flops.forward_flops(model, B * T, B * T * T, B * T)
-    many = traced(model, t=T, length=T)
-    assert many == flops.forward_flops(model, B * T, B * T * T, B * T)
     one = traced(model, t=1, length=9)
     assert one == flops.forward_flops(model, B, B * 9, B, absorbed=True)
 

@@ -33,6 +33,11 @@ class Product:
     outer: int
     flops_per_s: float
 
+    @property
+    def shape(self) -> tuple[str, str, int, int, int]:
+        """What tells one product from another."""
+        return self.package, self.dtype, self.rows, self.inner, self.outer
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from r1jax import config, params
 from r1jax.bench import measure, results
+from r1jax.bench.limits import best, probe
 from r1jax.bench.memory import forget_peak
 from r1jax.bench.results import OURS, Limits, Need, Report, Side
 from r1jax.bench.subject import Subject, device_of
@@ -64,10 +65,9 @@ def compare(
     """Measures all sides by turns, shows the report, and writes it where ``command.out`` says.
 
     Args:
+      limits: as probed before; they are once more afterwards.
       ours: loads our weights and returns the work of one round.
     """
-    products = itertools.chain(limits.products, *(peer.products for peer in peers.values()))
-    limits = dataclasses.replace(limits, products=tuple(products))
     device, compilations = subject.mesh.devices.flat[0], measure.Compilations()
     counted: list[tuple[int, float]] = []
     before = forget_peak()
@@ -80,6 +80,9 @@ def compare(
             return turn
 
         turns = measure.interleave({OURS: watched} | {n: peer.turn for n, peer in peers.items()}, command.rounds, say)
+    limits = best(limits, probe(subject.model, subject.mesh, limits.products[0].rows))
+    products = itertools.chain(limits.products, *(peer.products for peer in peers.values()))
+    limits = dataclasses.replace(limits, products=tuple(products))
     model, (first, seconds) = subject.model, counted[0]
     compiled = {"compilations": first, "compile_seconds": seconds, "late_compilations": counted[-1][0] - first}
     sides = [side(OURS, model, turns[OURS], needs(model, limits), measure.peak_bytes(device, before), **compiled)]

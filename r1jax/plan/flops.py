@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import config
-from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.params import ParamSpec, is_spec, path_name
 
@@ -79,8 +78,10 @@ def weight_bytes(model: config.Model, tokens: int) -> float:
 
 
 def cache_bytes(model: config.Model) -> int:
-    """Of one token in the cache of all layers."""
-    return sum(math.prod(shape) for shape, _ in caches.shapes(model, 1, 1)) * jnp.dtype(model.dtype).itemsize
+    """Of one token in the cache of all layers, in the narrower of the types that hold and multiply it."""
+    a = model.attention
+    numbers = a.kv_rank + a.rope_dim if a.kind == "mla" else 2 * a.n_kv_heads * a.head_dim
+    return model.n_layers * numbers * min(jnp.dtype(t).itemsize for t in (model.dtype, model.matmul_dtype))
 
 
 @dataclass(frozen=True)
