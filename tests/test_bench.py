@@ -29,7 +29,7 @@ LIMITS = Limits("abacus", 2, (Product("jax", "float32", 4, 8, 8, 50.0), Product(
                               Product("jax", "bfloat16", 9, 8, 8, 400.0)), 30.0)  # fmt: skip
 SIDE = Side(
     "r1jax", "float32", ({"prefill": 1.0, "decode": 4.0}, {"prefill": 3.0, "decode": 5.0}, {"prefill": 2.0, "decode": 9.0}),
-    {"prefill": Need(8, 100.0, 60.0, 1.0), "decode": Need(40, 500.0, 120.0, 2.0)}, 30.0,
+    {"prefill": Need(8, 100.0, 60.0, 1.0), "decode": Need(40, 500.0, 120.0, 2.0), ALL: Need(41)}, 30.0,
     compile_seconds=20.0, compilations=3, late_compilations=0, notes={"tokens": 48.0},
 )  # fmt: skip
 
@@ -73,7 +73,7 @@ def test_figures_by_hand():
     assert prefill["tokens_per_s"] == 4 and prefill["bound_reached"] == 0.5
     # Of the sums 5, 8 and 11, and not the sum of the medians, 7.
     assert (both["seconds"], both["bound_seconds"]) == (8, 3)
-    assert both["mfu"] == pytest.approx(600 / 8 / 200) and both["tokens_per_s"] == 40 / 8
+    assert both["mfu"] == pytest.approx(600 / 8 / 200) and both["tokens_per_s"] == 41 / 8
     in_bf16 = dataclasses.replace(SIDE, dtype="bfloat16")
     assert results.figures(in_bf16, "prefill", LIMITS)["mfu"] == pytest.approx(100 / 2 / 800)
 
@@ -145,7 +145,8 @@ def test_ragged_answers_are_four_to_a_slot_and_the_bound_knows_them():
     load = ragged_load()
     assert load.slots == 2 and sum(load.lengths) == pytest.approx(8 * 4, abs=1)
     need = load.needs(SHAPES["tiny"], Limits("abacus", 1, (Product("jax", "float32", 1, 1, 1, 1e9),), 1e9))
-    assert need["decode"].tokens == sum(load.lengths) - 8 and need["prefill"].tokens == 8
+    assert need["decode"].tokens == sum(load.lengths) - 8 and need["prefill"].tokens == 8 * 5
+    assert need[ALL].tokens == sum(load.lengths)
 
 
 def test_our_sampler_is_given_each_answers_own_cap(monkeypatch):
@@ -194,7 +195,7 @@ def test_rollout(tmp_path, capsys):
     report = bench(tmp_path, "rollout", *words)
     ours, theirs = report.sides
     assert ours.notes == theirs.notes == {"tokens": 6 * 8}
-    assert (ours.need["prefill"].tokens, ours.need["decode"].tokens) == (6, 6 * 7)
+    assert [ours.need[phase].tokens for phase in ("prefill", "decode", ALL)] == [6 * 5, 6 * 7, 6 * 8]
     assert len(ours.rounds) == len(theirs.rounds) == 2 and ours.compilations >= 2 and ours.late_compilations == 0
     assert {p.package for p in report.limits.products if p.dtype == "float32"} == {"jax", "torch"}
     assert report.settings["prompts"] == 6 and report.versions.keys() == {"r1jax", "jax", "jaxlib", "torch", "transformers"}

@@ -64,8 +64,8 @@ class Need:
     """What the work of a phase needs at least."""
 
     tokens: int
-    """That it makes or trains on, for tokens/s."""
-    flops: float
+    """That it reads, makes or trains on, for tokens/s."""
+    flops: float = 0.0
     bytes: float = 0.0
     """0 where they are not counted."""
     bound: float = 0.0
@@ -82,7 +82,7 @@ class Side:
     rounds: tuple[dict[str, float], ...]
     """Seconds of each phase, for each round that counts."""
     need: dict[str, Need]
-    """Of each phase for which it is known."""
+    """Of each phase for which it is known; of ``ALL`` the tokens alone, for the rest is the sum."""
     first: float
     """Seconds of the round that does not count, compiling included."""
     compile_seconds: float | None = None
@@ -101,12 +101,12 @@ class Side:
         return statistics.median(values), min(values), max(values)
 
     def needed(self, phase: str) -> Need | None:
-        """Of ``ALL``, the sum of what is known, and the tokens of the phase with the most."""
+        """Of ``ALL``, the sum of what is known."""
         if phase != ALL:
             return self.need.get(phase)
-        parts = list(self.need.values())
+        parts = [need for name, need in self.need.items() if name != ALL]
         bound = sum(p.bound for p in parts) if all(p.bound for p in parts) else 0.0
-        return Need(max(p.tokens for p in parts), sum(p.flops for p in parts), sum(p.bytes for p in parts), bound)
+        return Need(self.need[ALL].tokens, sum(p.flops for p in parts), sum(p.bytes for p in parts), bound)
 
 
 @dataclass(frozen=True)

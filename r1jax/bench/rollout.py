@@ -11,7 +11,7 @@ from r1jax import config
 from r1jax.bench import measure, session
 from r1jax.bench.limits import probe
 from r1jax.bench.prompts import ragged_lengths, random_tokens
-from r1jax.bench.results import Limits, Need
+from r1jax.bench.results import ALL, Limits, Need
 from r1jax.bench.subject import Subject, open_subject
 from r1jax.config.bench import BenchRollout
 from r1jax.plan import flops
@@ -42,14 +42,15 @@ class Load:
         """What prefill and decoding need, with slots that are never empty while there is a question left."""
         prompts = [len(p) for p in self.prompts]
         phases = {
-            "prefill": (len(prompts), flops.prefill_steps(prompts, self.slots)),
+            "prefill": (sum(prompts), flops.prefill_steps(prompts, self.slots)),
             "decode": (sum(self.lengths) - len(prompts), flops.decode_steps(prompts, self.lengths, self.slots)),
         }
         rate, bandwidth = limits.flops_per_s(model.matmul_dtype), limits.all_bytes_per_s
-        return {
+        needs = {
             name: Need(tokens, float(s.flops(model).sum()), float(s.bytes(model).sum()), s.bound(model, rate, bandwidth))
             for name, (tokens, s) in phases.items()
         }
+        return needs | {ALL: Need(sum(self.lengths))}
 
 
 def rollout(command: BenchRollout) -> int:

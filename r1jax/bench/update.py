@@ -11,7 +11,7 @@ from r1jax import config
 from r1jax.bench import measure, session
 from r1jax.bench.limits import probe
 from r1jax.bench.prompts import random_tokens
-from r1jax.bench.results import Limits, Need
+from r1jax.bench.results import ALL, Limits, Need
 from r1jax.bench.subject import Subject, open_subject
 from r1jax.config.bench import BenchUpdate
 from r1jax.data.packing import pack_sequences
@@ -72,7 +72,7 @@ def needed(model: config.Model, limits: Limits, sequences: int, length: int) -> 
     forward = flops.forward_flops(model, tokens, pairs, sequences * (length - 1))
     rate = limits.flops_per_s(model.matmul_dtype)
     parts = {"forward": forward, "backward, step": (flops.GRADIENT - 1) * forward}
-    return {name: Need(tokens, float(n), bound=n / rate) for name, n in parts.items()}
+    return {name: Need(tokens, float(n), bound=n / rate) for name, n in parts.items()} | {ALL: Need(tokens)}
 
 
 def training(command: BenchUpdate, subject: Subject, tokens: list[list[int]], advantages: list[float]) -> measure.Work:

@@ -13,7 +13,7 @@ from r1jax import config, rundir
 from r1jax.bench import measure, session
 from r1jax.bench.limits import probe
 from r1jax.bench.prompts import texts
-from r1jax.bench.results import Limits, Need
+from r1jax.bench.results import ALL, Limits, Need
 from r1jax.bench.subject import Subject, open_subject
 from r1jax.bench.update import OPTIMIZER
 from r1jax.config.bench import BenchGrpo
@@ -118,7 +118,7 @@ def needed(model: config.Model, limits: Limits, command: BenchGrpo) -> dict[str,
     # The last prompt token predicts the first token of the answer, and the last of the answer nothing.
     pairs = q * flops.causal_pairs(p) + answers * flops.causal_pairs(n, seen=p)
     update = flops.GRADIENT * flops.forward_flops(model, q * p + answers * n, pairs, answers * n)
-    return {"rollout": rollout, "update": Need(answers * n, float(update), bound=update / rate)}
+    return {"rollout": rollout, "update": Need(answers * n, float(update), bound=update / rate), ALL: Need(answers * n)}
 
 
 def rounds(work: Workspace) -> measure.Work:
