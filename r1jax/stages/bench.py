@@ -20,8 +20,9 @@ from r1jax.config.bench import BenchGrpo
 from r1jax.observe.metrics import read_metrics
 from r1jax.plan import flops
 from r1jax.stages import grpo as stage_grpo
+from r1jax.stages.pipeline import PREEMPTED
 from r1jax.stages.prepare import prepare
-from r1jax.stages.workspace import Workspace, open_workspace
+from r1jax.stages.workspace import Preempted, Workspace, open_workspace
 
 PHASES = ("rollout", "reward", "score", "update")
 
@@ -63,7 +64,7 @@ def stage_of(command: BenchGrpo, subject: Subject, prompts: list[str]) -> config
 
 
 def grpo(command: BenchGrpo) -> int:
-    """Measures, and prints the report. Returns the exit code.
+    """Measures, and prints the report. Returns the exit code: 0, or 75 if it was told to end.
 
     Raises:
       ConfigError: a wrong model, or the other package is not here or cannot do it.
@@ -98,6 +99,8 @@ def grpo(command: BenchGrpo) -> int:
                 open_workspace(found, run, "bench grpo") as work,
             ):
                 session.compare("grpo", command, subject, limits, needs, lambda: rounds(work), peers)
+        except Preempted:
+            return PREEMPTED
         finally:
             run.close()
     return 0
