@@ -1,7 +1,6 @@
 """The decoder: one function, however it is called."""
 
 import dataclasses
-import math
 from functools import partial
 
 import jax

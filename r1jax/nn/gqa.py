@@ -50,8 +50,8 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, position
     Args:
       angles: (cos, sin), each float32[B, T, head_dim / 2].
       mask: bool[B, T, T], without a cache.
-      cache: this layer's blocks, or None. The keys and values of x are written at ``positions`` before attending, and a query at
-        position p sees places 0..p.
+      cache: this layer's blocks, or None. The keys and values of x are written at ``positions`` before attending, and a query
+        at position p sees places 0..p.
       positions: int32[B, T], consecutive in each row; read with a cache.
       keep: return the keys and values of x as a cache of one block.
 

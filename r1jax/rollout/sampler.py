@@ -103,7 +103,7 @@ class Sampler:
         """Takes a model's weights into the decode layout, kernels in the type that the products read, layer by layer.
 
         Args:
-          copy: False takes ``params`` over and deletes them; they must be in the types of ``specs`` and laid out by ``shardings``.
+          copy: False takes ``params`` over and deletes them; they must have the types of ``specs`` and lie as ``shardings`` say.
         """
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
         self.params = self._weights.take(params) if copy else self._weights.take_over(params)

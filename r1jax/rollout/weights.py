@@ -20,8 +20,8 @@ Tree = Any
 
 
 class Weights:
-    """Takes weights whose segments are stacked, as ``specs`` say, apart. A scan over stacked layers would copy every layer's out
-    of the stack for each token."""
+    """Takes weights whose segments are stacked, as ``specs`` say, apart. A scan over stacked layers would copy every layer's
+    out of the stack for each token."""
 
     def __init__(self, specs: Tree, mesh: Mesh, rules: sharding.Rules):
         self.specs = specs
@@ -34,8 +34,8 @@ class Weights:
         return self._take(params)
 
     def take_over(self, params: Tree) -> Tree:
-        """``params`` themselves, which are in these types and laid out by ``stacked``. They go array by array, so that no second
-        model stands beside the first."""
+        """``params`` themselves, which are in these types and laid out by ``stacked``. They go array by array, so that no
+        second model stands beside the first."""
 
         def one(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:
             where = lie(spec, x.sharding, layers)

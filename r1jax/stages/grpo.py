@@ -24,23 +24,27 @@ from r1jax.types import PackedBatch
 
 def train(work: Workspace) -> None:
     """Runs to ``stage.steps``, from wherever the workspace was restored."""
-    stage = work.stage
-    while work.step < stage.steps:
-        began = work.step
-        answers = next_answers(work)
-        advantages = group_advantages(answers.rewards, stage.group, std=stage.advantage_std)
-        write_samples(work, answers, advantages)
-        minibatches = split(work, answers, advantages)
-        with work.phase("score", len(minibatches), "batches"):
-            batches = [pack(work, answers, advantages, rows) for rows in minibatches]
-        for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
-            with work.phase("update", 1, "updates"):
-                work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
-                metrics = {name: float(value) for name, value in metrics.items()}
-                work.display.advance(1, int(metrics["tokens"]))
-            log(work, answers, rows, metrics)
-        work.cursor.round += 1
-        end_of_round(work, began)
+    while work.step < work.stage.steps:
+        play_round(work)
+
+
+def play_round(work: Workspace) -> None:
+    """One rollout and the updates that it is good for."""
+    began = work.step
+    answers = next_answers(work)
+    advantages = group_advantages(answers.rewards, work.stage.group, std=work.stage.advantage_std)
+    write_samples(work, answers, advantages)
+    minibatches = split(work, answers, advantages)
+    with work.phase("score", len(minibatches), "batches"):
+        batches = [pack(work, answers, advantages, rows) for rows in minibatches]
+    for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
+        with work.phase("update", 1, "updates"):
+            work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            work.display.advance(1, int(metrics["tokens"]))
+        log(work, answers, rows, metrics)
+    work.cursor.round += 1
+    end_of_round(work, began)
 
 
 def next_answers(work: Workspace) -> Answers:
