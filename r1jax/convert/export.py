@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax import config
+from r1jax import config, lora
 from r1jax.config import ConfigError
 from r1jax.convert import fp8, hf_config, names
 from r1jax.convert.hf import scales_of
@@ -156,7 +156,7 @@ def write(
 
 def gather(params: Any, entry: names.Entry) -> list[np.ndarray]:
     """An entry's parts on this host. With several processes all of them must call this, in the same order."""
-    return [_fetch(_leaf(params, part), part.index) for part in entry.parts]
+    return [_fetch_kernel(_leaf(params, part), part.index) for part in entry.parts]
 
 
 def write_once(
@@ -203,6 +203,14 @@ def _leaf(tree: Any, part: names.Part) -> Any:
     for key in part.path:
         tree = tree[key]
     return tree
+
+
+def _fetch_kernel(x: jax.Array | lora.Adapted, index: tuple[int, ...]) -> np.ndarray:
+    """x[index] on this host, of a kernel with an adapter the two as one, in float32."""
+    if not lora.is_adapted(x):
+        return _fetch(x, index)
+    base, a, b = (_fetch(part, index).astype(np.float32) for part in (x.base, x.a, x.b))
+    return base + x.scale * np.tensordot(a, b, 1)
 
 
 def _fetch(x: jax.Array, index: tuple[int, ...]) -> np.ndarray:
