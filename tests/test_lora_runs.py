@@ -183,7 +183,8 @@ def test_memory_counts_adapters_where_only_they_are(base):
     full = memory.table(dataclasses.replace(stage, lora=config.LoRA()), loading.open_model(str(base)).model, ONE)
     adapters = found.weights - full.weights
     assert 0 < adapters < full.weights / 3
-    assert found.moments == 2 * adapters + 4 and full.moments > 2 * full.weights * 0.99  # and Adam's count of steps
+    assert found.moments == 2 * adapters + 8  # and two counts of steps, of Adam and of its rate
+    assert full.moments > 1.9 * full.weights
     assert found.reference == adapters and found.sampler == adapters and found.gradients == 2 * adapters
     never = memory.table(dataclasses.replace(stage, reference_every=0), loading.open_model(str(base)).model, ONE)
     assert never.reference == 0
@@ -238,8 +239,8 @@ def learned(model, settings, seed=7):
     return parameters.map_specs(lambda s: (0.2 * rng.standard_normal(s.shape)).astype(np.float32), moving)
 
 
-def write_adapters(path, model, adapters, settings, base="org/name@abc", origin=None):
-    planned = peft.plan(export.plan(model, None, origin=origin), adapters, settings, base)
+def write_adapters(path, model, adapters, settings, base="org/name@abc"):
+    planned = peft.plan(export.plan(model, None), adapters, settings, base)
     peft.write(planned, path)
     return json.loads((path / peft.CONFIG).read_text()), load_file(path / peft.WEIGHTS)
 
@@ -304,7 +305,8 @@ def test_a_run_of_our_own_base_leaves_in_the_order_of_its_export(base, whole, tm
     run(base, "base")
     run(whole, "merged")
     run(whole, "adapters", "--adapter")
-    assert f"matrices of {base}@1" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"matrices of {base}@1" in told.out and "down_proj, gate_proj, up_proj outside of the experts" in told.err
     described = json.loads((tmp_path / "adapters" / peft.CONFIG).read_text())
     both = [
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, attn_implementation="eager", dtype=torch.float32)

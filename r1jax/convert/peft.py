@@ -23,6 +23,7 @@ from r1jax.data.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+EXPERT = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Plan:
     tensors: dict[str, np.ndarray]
     """float32, by name."""
     dtype: str
+    has_experts: bool
+
+    @property
+    def misread(self) -> list[str]:
+        """The last names of modules that PEFT 0.21 with transformers 5 does not load, without a word: where there are experts
+        it takes names that these have too for theirs alone."""
+        modules = {name.rsplit(".", 2)[0] for name in self.tensors}
+        return sorted({_last(m) for m in modules if self.has_experts and ".experts." not in m and _last(m) in EXPERT})
 
     @property
     def modules(self) -> int:
@@ -101,7 +110,7 @@ def plan(whole: export.Plan, adapters: Any, settings: config.LoRA, base: str, dt
         "rank_pattern": rank_of,
         "alpha_pattern": {module: _whole(settings.alpha * rank / settings.rank) for module, rank in rank_of.items()},
     }
-    return Plan(described, whole.tokenizer, tensors, dtype or "float32")
+    return Plan(described, whole.tokenizer, tensors, dtype or "float32", whole.model.moe is not None)
 
 
 def write(planned: Plan, out: Path) -> None:

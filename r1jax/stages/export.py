@@ -73,6 +73,12 @@ def export_adapters(command: commands.Export, opened: loading.Opened, whole: hug
         planned = peft.plan(whole, adapters, found.settings, found.base, command.dtype)
         peft.write(planned, command.out)
         print(f"{command.out}: {human(planned.bytes)}, adapters of {planned.modules} matrices of {found.base}")
+        if planned.misread:
+            print(
+                f"PEFT with transformers 5 does not load those of {', '.join(planned.misread)} outside of the experts, and "
+                "does not say so; export without --adapter for it",
+                file=sys.stderr,
+            )
     return 0
 
 
