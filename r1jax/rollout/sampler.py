@@ -47,7 +47,7 @@ class Sampler:
         self.slots = -(-engine.slots // self.ways) * self.ways
         self.specs = lora.adapt(decoder.read_specs(model), adapters)
         self.shardings = sharding.param_shardings(self.specs, mesh, self.rules)
-        self._weights = Weights(self.specs, self.shardings, lora.moving(self.specs, adapters))
+        self._reshard = Weights(self.specs, self.shardings, lora.moving(self.specs, adapters)).take
         self._layout = self._decoding_shardings()
         loop = Loop(model, self.slots, tuple(end_ids), seed)
         self._prefill = jax.jit(loop.prefill, static_argnames=("cap", "greedy", "top_p"), out_shardings=self._layout)
@@ -64,7 +64,7 @@ class Sampler:
           copy: False keeps ``params`` themselves, which must be in the types of ``specs`` and laid out by ``shardings``.
         """
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
-        self.params = self._weights.take(params) if copy else params
+        self.params = self._reshard(params) if copy else params
 
     def generate(
         self,
