@@ -3,6 +3,7 @@
     RUN/config.json      the complete config        RUN/checkpoints/   see ``r1jax.checkpoint``
     RUN/metrics.jsonl    one object per line        RUN/tb/            TensorBoard events
     RUN/samples.jsonl    rollouts                   RUN/finished.json  step and time, when the last step was made
+    RUN/model/           what the weights are: architecture, tokenizer, template, and of a LoRA run its base
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
 
 The run of a pipeline holds config.json and a run directory per stage: RUN/sft, RUN/grpo.

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from r1jax.lora import Adapted, is_adapted, merged
+
 
 @struct.dataclass
 class Turned:
@@ -19,12 +21,13 @@ class Turned:
     array: jax.Array
 
 
-def kernel_of(kernel: jax.Array | Turned, contract: int = 1) -> jax.Array:
+def kernel_of(kernel: jax.Array | Turned | Adapted, contract: int = 1) -> jax.Array:
     """[*K, *out], for a product that is not ``project``."""
     if isinstance(kernel, Turned):
         return jnp.moveaxis(kernel.array, range(-contract, 0), range(contract))
+    if is_adapted(kernel):
+        return merged(kernel.replace(**{name: kernel_of(getattr(kernel, name)) for name in ("base", "a", "b")}))
     return kernel
-
 
 def precision(dtype: str) -> str | None:
     """Of a product asked for in ``dtype``. TPUs multiply float32 as bfloat16, and NVIDIA GPUs as TF32, unless they are told
@@ -32,12 +35,15 @@ def precision(dtype: str) -> str | None:
     return "highest" if dtype == "float32" else None
 
 
-def project(x: jax.Array, kernel: jax.Array | Turned, dtype: str, contract: int = 1) -> jax.Array:
+def project(x: jax.Array, kernel: jax.Array | Turned | Adapted, dtype: str, contract: int = 1) -> jax.Array:
     """``x[..., *K] @ kernel[*K, *out] -> [..., *out]`` over the last ``contract`` axes of x, in x's dtype.
 
     Operands are cast to ``dtype`` and products accumulate in float32. So are the two products of the backward pass, whose
-    cotangents jax would otherwise leave in float32.
+    cotangents jax would otherwise leave in float32. An ``Adapted`` kernel adds ``scale * (x @ a) @ b``.
     """
+    if is_adapted(kernel):
+        low = project(x, kernel.a, dtype, contract) * kernel.scale
+        return project(x, kernel.base, dtype, contract) + project(low, kernel.b, dtype)
     if isinstance(kernel, Turned):
         return _project_turned(x, kernel.array, dtype, contract)
     return _project(x, kernel, jnp.dtype(dtype).name, contract)

@@ -125,7 +125,7 @@ def _expanded(params, q_nope, q_rope, latent, k_rope, mask, model):
 
 
 def _absorbed(params, q_nope, q_rope, latent, k_rope, mask, model):
-    k_b, v_b = (params[name].astype(latent.dtype) for name in ("k_b", "v_b"))
+    k_b, v_b = (kernel_of(params[name]).astype(latent.dtype) for name in ("k_b", "v_b"))
     q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(latent.dtype)
     scores = einsum("btnr,bsr->bnts", q_latent, latent, model.matmul_dtype)
     scores += einsum("btnh,bsh->bnts", q_rope, k_rope, model.matmul_dtype)

@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 from rich.table import Table
 
-from r1jax import config, sharding
+from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.models.logprobs import chunk_size
-from r1jax.rollout.sampler import ROUND_TO
+from r1jax.rollout.sampler import NO_ADAPTERS, ROUND_TO
+from r1jax.rollout.weights import fits
 from r1jax.train import objectives
 from r1jax.train.update import Trainer
 from r1jax.types import PackedBatch
@@ -116,13 +117,14 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
     """
     trainer = Trainer(stage, model, mesh)
     state = trainer.abstract()
-    trainable, _ = parameters.split(state.params, trainer.mask)
+    weights = laid_out(trainer.specs, trainer.param_shardings)
+    trainable, _ = parameters.split(weights, trainer.mask)
     samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
-    sampling = Sampling.of(model, mesh, stage.engine, longest_answer(stage)) if samples else None
+    sampling = Sampling.of(model, mesh, stage.engine, longest_answer(stage), stage.lora, weights) if samples else None
     with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
         backward = activations(stage, model, mesh, trainer.mask)
     return Memory(
-        weights=device_bytes(state.params),
+        weights=device_bytes(weights),
         moments=device_bytes(state.opt_state) + device_bytes(state.master),
         reference=device_bytes(state.reference),
         sampler=sampling.weights if sampling else 0,
@@ -131,6 +133,13 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
         cache=sampling.cache if sampling else 0,
         sampling=sampling.working if sampling else 0,
         capacity=capacity if capacity is not None else available(mesh),
+    )
+
+
+def laid_out(specs: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs with shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), parameters.abstract(specs), shardings
     )
 
 
@@ -187,7 +196,7 @@ def local_model(model: config.Model, mesh: jax.sharding.Mesh) -> config.Model:
 def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tuple[int, int]) -> int:
     """Bytes that the loss of one micro-batch [B, T] keeps for its gradient."""
     loss = objectives.objective(stage, model)
-    trainable, frozen = parameters.split(parameters.abstract(decoder.specs(model)), mask)
+    trainable, frozen = parameters.split(parameters.abstract(lora.adapt(decoder.specs(model), stage.lora)), mask)
     totals = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("loss", "sequences", "mtp")}
 
     def keep(trainable, frozen, batch, totals):
@@ -253,15 +262,22 @@ class Sampling:
         return self.weights + self.cache + self.working
 
     @classmethod
-    def of(cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int) -> Sampling:
-        """Of a sampler with answers of up to ``cap`` tokens."""
+    def of(
+        cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int,
+        adapters: config.LoRA = NO_ADAPTERS, trained: Any = None,
+    ) -> Sampling:  # fmt: skip
+        """Of a sampler with answers of up to ``cap`` tokens.
+
+        Args:
+          trained: the trainer's weights beside it, as ShapeDtypeStructs with shardings. What needs no copy counts nothing.
+        """
         rules = sharding.rules("decode", model.attention.kind)
-        specs = decoder.read_specs(model)
-        weights = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            parameters.abstract(specs),
-            sharding.param_shardings(specs, mesh, rules),
-        )
+        specs = lora.adapt(decoder.read_specs(model), adapters)
+        weights = laid_out(specs, sharding.param_shardings(specs, mesh, rules))
+        if trained is not None:
+            moves = lora.moving(specs, adapters)
+            copied = jax.tree.map(lambda moved, x, theirs: moved or not fits(theirs, x, x.sharding), moves, weights, trained)
+            weights, _ = parameters.split(weights, copied)
         length = max([-(-engine.max_prompt_tokens // ROUND_TO) * ROUND_TO + cap, *engine.buckets])
         rows = -(-engine.slots // sharding.batch_ways(mesh, rules))
         itemsize = jnp.dtype(model.dtype).itemsize

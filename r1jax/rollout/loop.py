@@ -12,6 +12,7 @@ from r1jax import config
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.rollout.sampling import row_keys, sample_tokens
+from r1jax.rollout.weights import read
 from r1jax.sharding import constrain
 from r1jax.types import GOING
 
@@ -95,6 +96,7 @@ class Loop:
         The other slots keep what they have."""
         positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
         segments = (positions < rows.lengths[:, None]).astype(jnp.int32)
+        params = read(params, round)
         hidden, _, fresh = decoder.forward(params, rows.tokens, positions, segments, model=self.model, keep=True)
         last = jnp.take_along_axis(hidden, (rows.lengths - 1)[:, None, None], axis=1)
 
@@ -124,14 +126,15 @@ class Loop:
 
         def step(carry):
             step, state = carry
+            own = read(params, step)
             position = (state.prompt_length + state.length - 1)[:, None]
             live = state.finish == GOING
             # A row that has ended reads its last place again, whatever stands there.
             hidden, _, cache = decoder.forward(
-                params, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
+                own, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
                 cache=state.cache,
             )  # fmt: skip
-            logits = self._logits(params, hidden)
+            logits = self._logits(own, hidden)
             return step + 1, self._append(state.replace(cache=cache), logits, live, temperature, greedy, top_p)
 
         return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state))[1]

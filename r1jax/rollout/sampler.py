@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from r1jax import config, sharding
+from r1jax import config, lora, sharding
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.rollout import stopping
@@ -24,6 +24,7 @@ from r1jax.rollout.loop import Admission, Decoding, Loop
 from r1jax.rollout.weights import Weights
 from r1jax.types import FINISH, GOING, Trajectories
 
+NO_ADAPTERS = config.LoRA()
 ROUND_TO = 8  # prompt and cache lengths are multiples of this
 SHORTEST_BUCKET, MOST_BUCKETS = 256, 6  # each is a program to compile, and a shorter cache saves next to nothing
 REFILL = 8  # slots / REFILL ended ones are refilled together: a prefill of one row costs nearly as much as one of some
@@ -83,24 +84,27 @@ class Sampler:
       end_ids: tokens that end an answer.
       text: token ids -> str; needed for stop strings.
       seed: of the run. The key of a token is folded from (seed, round, prompt id, sample, position).
+      adapters: which kernels of the weights have adapters.
     """
 
     def __init__(self, model: config.Model, engine: config.Engine, mesh: jax.sharding.Mesh, *, end_ids: Sequence[int],
-                 text: Callable[[list[int]], str] | None = None, seed: int = 0):  # fmt: skip
+                 text: Callable[[list[int]], str] | None = None, seed: int = 0,
+                 adapters: config.LoRA = NO_ADAPTERS):  # fmt: skip
         self.model, self.engine, self.mesh, self.text = model, engine, mesh, text
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
         self.slots = -(-engine.slots // self.ways) * self.ways
-        self.specs = decoder.read_specs(model)
-        self._weights = Weights(self.specs, mesh, self.rules)
-        self.shardings = self._weights.stacked
+        self.specs = lora.adapt(decoder.read_specs(model), adapters)
+        self._weights = Weights(self.specs, mesh, self.rules, lora.moving(self.specs, adapters))
+        self.shardings = self._weights.shardings
         self._loop = Loop(model, self.slots, tuple(end_ids), seed)
         self._programs: dict[int, Programs] = {}
         self.params = None
         self.usage = Usage()
 
     def load(self, params, *, copy: bool = True) -> None:
-        """Takes a model's weights into the decode layout, kernels in the type that the products read, layer by layer.
+        """Takes a model's weights into the decode layout, kernels in the type that the products read, layer by layer. With
+        adapters, what is beside them is taken once, see ``Weights``.
 
         Args:
           copy: False takes ``params`` over and deletes them; they must have the types of ``specs`` and lie as ``shardings`` say.
