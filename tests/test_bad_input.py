@@ -8,6 +8,7 @@ import pytest
 
 from r1jax import cli, config, rundir
 from r1jax.config.loading import load_config
+from r1jax.plan import memory
 from r1jax.rollout import Sampler
 from r1jax.stages import workspace
 
@@ -221,7 +222,7 @@ def test_initial_weights_that_are_not_there(folder, capsys):
 
 def test_too_large_a_batch_is_refused_before_weights_are_made(folder, capsys, monkeypatch):
     write(folder)
-    monkeypatch.setattr(workspace.memory, "available", lambda mesh: 400_000)
+    monkeypatch.setattr(memory, "available", lambda mesh: 400_000)
     monkeypatch.setattr(workspace.Trainer, "init_params", lambda *_: pytest.fail("weights were made"))
     line = train(capsys, "--micro-batch", "64")
     assert "too large: it needs " in line and "391 KiB are there" in line
@@ -234,7 +235,7 @@ def test_running_out_of_memory(folder, capsys, monkeypatch):
 
     write(folder)
     monkeypatch.setattr(Sampler, "generate", generate)
-    monkeypatch.setattr(workspace.memory, "available", lambda mesh: 2**30)
+    monkeypatch.setattr(memory, "available", lambda mesh: 2**30)
     line = train(capsys, "--mesh.fsdp", "1")
     assert "out of memory in phase rollout; 24 GiB could not be had" in line
     assert "of 1 GiB per device" in line and line.endswith("set engine.slots below 8\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from r1jax import config, sharding
-from r1jax.plan import memory
+from r1jax.plan import memory, shortage
 from r1jax.train.update import Trainer
 
 DENSE = config.Model(vocab_size=256, d_model=64, d_ff=128, segments=(config.Segment("dense", 2),))
@@ -128,7 +128,7 @@ def test_what_does_not_fit_names_two_settings_that_do():
         found = memory.table(s, DENSE, mesh, capacity=capacity)
         assert not found.fits
         with pytest.raises(config.ConfigError) as error:
-            memory.check(found, s, DENSE, mesh)
+            shortage.check(found, s, DENSE, mesh)
         message = str(error.value)
         assert "\n" not in message and memory.human(need) in message
         first, second = (re.escape(setting) for setting in settings)
@@ -139,13 +139,13 @@ def test_what_no_setting_makes_fit():
     s, mesh = stage(DENSE), one_device()
     found = memory.table(s, DENSE, mesh, capacity=10_000)
     with pytest.raises(config.ConfigError, match=f"alone are {re.escape(memory.human(found.resident))}"):
-        memory.check(found, s, DENSE, mesh)
+        shortage.check(found, s, DENSE, mesh)
 
 
 def test_what_fits_is_let_through():
     s, mesh = stage(DENSE), one_device()
     for capacity in (memory.table(s, DENSE, mesh).need, None):
-        memory.check(dataclasses.replace(memory.table(s, DENSE, mesh), capacity=capacity), s, DENSE, mesh)
+        shortage.check(dataclasses.replace(memory.table(s, DENSE, mesh), capacity=capacity), s, DENSE, mesh)
 
 
 def test_the_whole_model_is_counted_without_an_array():
@@ -187,11 +187,11 @@ def test_an_out_of_memory_error_says_what_to_change(text, asked):
     s = stage(DENSE)
     found = dataclasses.replace(memory.table(s, DENSE, one_device()), capacity=2**30)
     error = jax.errors.JaxRuntimeError(text)
-    assert memory.is_out_of_memory(error) and not memory.is_out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: bad"))
-    line = memory.explain(error, "update", found, s, DENSE)
+    assert shortage.is_out_of_memory(error) and not shortage.is_out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: bad"))
+    line = shortage.explain(error, "update", found, s, DENSE)
     assert line.startswith(f"out of memory in phase update{asked}: planned were ") and "of 1 GiB per device" in line
     assert line.endswith("set micro_batch below 8, or remat true")
-    assert memory.explain(error, "eval", found, s, DENSE).endswith("set engine.slots below 16")
+    assert shortage.explain(error, "eval", found, s, DENSE).endswith("set engine.slots below 16")
     alone, deep = dataclasses.replace(s, micro_batch=1), dataclasses.replace(DENSE, remat=True)
-    assert memory.explain(error, "update", found, alone, DENSE).endswith("set remat true")
-    assert "mesh.context" in memory.explain(error, "update", found, alone, deep)
+    assert shortage.explain(error, "update", found, alone, DENSE).endswith("set remat true")
+    assert "mesh.context" in shortage.explain(error, "update", found, alone, deep)

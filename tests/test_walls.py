@@ -32,7 +32,7 @@ ROOMS = {
     "checkpoint": (*FLOOR_1, "train.state"),
     "convert": (*FLOOR_1, "data", "models"),
     "plan": tuple(room for room in FLOOR_4 if room not in ("data", "rewards")),
-    "eval": (*FLOOR_4, "loading", "bench.peers", "plan.memory"),  # score compares with peers, and slots must fit
+    "eval": (*FLOOR_4, "loading", "bench.peers", "plan"),  # score compares with peers, and slots must fit
     "bench": (*FLOOR_4, "loading"),
     "observe": FLOOR_0,
     "rundir": FLOOR_0,

@@ -15,7 +15,7 @@ from r1jax.config import commands
 from r1jax.data.template import Template
 from r1jax.eval.answers import Question
 from r1jax.loading import Opened
-from r1jax.plan import memory
+from r1jax.plan import memory, shortage
 from r1jax.rollout import Sampler
 
 SLOTS = 64  # rows decoded together at most, if --slots does not say
@@ -92,9 +92,9 @@ def out_of_memory_is(change: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not shortage.is_out_of_memory(error):
             raise
-        raise config.ConfigError(f"out of memory{memory.wanted(error)}; {change}") from error
+        raise config.ConfigError(f"out of memory{shortage.wanted(error)}; {change}") from error
 
 
 def speed(tokens: int, seconds: float) -> str:

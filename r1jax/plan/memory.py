@@ -1,4 +1,4 @@
-"""Memory per device before anything is loaded, what to change when it does not fit, and an out-of-memory error in one line.
+"""Memory per device before anything is loaded.
 
 State and weights are exact: shapes, dtypes and shardings are those of the trainer. What the backward pass keeps is exact too,
 for it is read off the traced loss. The rest, what is alive for a moment, is estimated.
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +80,11 @@ class Memory:
             "sampling": self.sampling,
         }
         return {name: size for name, size in rows.items() if size}
+
+    @property
+    def largest(self) -> str:
+        """The two largest parts."""
+        return ", ".join(f"{name} {human(size)}" for name, size in sorted(self.parts.items(), key=lambda part: -part[1])[:2])
 
     def line(self) -> str:
         """The table on one line."""
@@ -297,96 +300,6 @@ def host_available(root: Path = Path("/")) -> int | None:
     if limit.exists() and used.exists() and limit.read_text().strip().isdecimal():
         free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
     return free
-
-
-# -- When it does not fit
-
-
-def check(found: Memory, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError, with settings that would fit, if the stage is too large."""
-    if found.fits:
-        return
-    fitting = []
-    for text, changed, its_model in smaller(stage, model, mesh):
-        other = table(changed, its_model, mesh, capacity=found.capacity)
-        if other.fits:
-            fitting.append(f"{text} (needs {human(other.need)})")
-        if len(fitting) == 2:
-            break
-    least = human(found.resident)
-    hint = (
-        "these fit: " + ", or ".join(fitting)
-        if fitting
-        else f"no smaller batch, remat or fewer slots would help: weights, moments and copies alone are {least}; use a smaller "
-        "model, or split it over more devices (mesh.fsdp; the sampler's weights only by mesh.tensor and mesh.expert)"
-    )
-    raise config.ConfigError(
-        f"too large: it needs {human(found.need)} per device and {human(found.capacity)} are there ({largest(found)}); " + hint
-    )
-
-
-def smaller(
-    stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh
-) -> Iterator[tuple[str, config.Stage, config.Model]]:
-    """(what to set, the stage, its model) of smaller settings: one change at a time, then several."""
-    ways = sharding.batch_ways(mesh, sharding.TRAIN)
-    changes: list[dict[str, Any]] = []
-    for part in (2, 4):
-        if stage.micro_batch % (part * ways) == 0:
-            changes.append({"micro_batch": stage.micro_batch // part})
-    if not model.remat:
-        changes.append({"remat": True})
-    if stage.engine.slots > 1:
-        changes.append({"engine.slots": stage.engine.slots // 2})
-    if isinstance(stage, config.GRPO) and stage.kl_beta > 0:
-        changes.append({"kl_beta": 0.0})
-    by_name = list({next(iter(change)): change for change in changes}.values())  # of two batch sizes the smaller
-    together = [dict(item for change in by_name[:n] for item in change.items()) for n in range(2, len(by_name) + 1)]
-    for change in changes + together:
-        told = " with ".join(f"{name} {str(value).lower()}" for name, value in change.items())
-        fields = {name: value for name, value in change.items() if "." not in name}
-        if "engine.slots" in change:
-            fields["engine"] = dataclasses.replace(stage.engine, slots=change["engine.slots"])
-        yield told, dataclasses.replace(stage, **fields), dataclasses.replace(model, remat=change.get("remat", model.remat))
-
-
-def largest(found: Memory) -> str:
-    return ", ".join(f"{name} {human(size)}" for name, size in sorted(found.parts.items(), key=lambda part: -part[1])[:2])
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return any(mark in str(error) for mark in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory"))
-
-
-def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, model: config.Model) -> str:
-    """An out-of-memory error as one line: where, what was asked for, what there is, and what to change.
-
-    Args:
-      phase: of the display, and after a comma what ran within it: ``rollout, compile``.
-    """
-    doing = phase.partition(",")[0]
-    if doing == "load":
-        change = "split the weights over more devices (mesh.fsdp), or end what else uses these"
-    elif doing in ("rollout", "eval", "preflight"):
-        change = f"set engine.slots below {stage.engine.slots}"
-    elif stage.micro_batch > 1:
-        change = f"set micro_batch below {stage.micro_batch}" + ("" if model.remat else ", or remat true")
-    else:
-        change = "split sequences or weights over more devices (mesh.context, mesh.fsdp)" if model.remat else "set remat true"
-    return (
-        f"out of memory in phase {phase}{wanted(error)}: planned were {human(found.need)} of {human(found.capacity)} per "
-        f"device (largest: {largest(found)}); {change}"
-    )
-
-
-def wanted(error: Exception) -> str:
-    """What an out-of-memory error tells of the size that was asked for."""
-    asked = re.search(r"allocat\w*\D{0,20}([\d.]+) ?([KMGT]i?B|bytes)?", str(error))
-    if asked is None:
-        return ""
-    plain = asked[1].isdecimal() and asked[2] in (None, "bytes")
-    size = human(int(asked[1])) if plain else "".join(asked.groups())
-    return f"; {size} could not be had"
 
 
 def human(size: int | None) -> str:

@@ -17,7 +17,7 @@ from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.plan import memory
+from r1jax.plan import memory, shortage
 from r1jax.rundir import RunDir
 from r1jax.stages.export import plan_export
 
@@ -90,7 +90,7 @@ def prepare(
     evaluated = held_out(stage)
     rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
     needed = memory.table(stage, model, mesh)
-    memory.check(needed, stage, model, mesh)
+    shortage.check(needed, stage, model, mesh)
     export = plan_export(stage, model, text, found, opened) if stage.export.every else None
     commits = {"init": opened and opened.commit} | {f"sources.{s.name}": r.commit for s, r in loaded}
     commits = {place: commit for place, commit in commits.items() if commit is not None}

@@ -29,7 +29,7 @@ from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter
 from r1jax.observe.phases import Phase
 from r1jax.observe.samples import SamplesWriter
-from r1jax.plan import memory
+from r1jax.plan import shortage
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
@@ -220,9 +220,9 @@ def _out_of_memory(display: Display, found: Prepared) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not shortage.is_out_of_memory(error):
             raise
-        raise config.ConfigError(memory.explain(error, display.where, found.memory, found.stage, found.model)) from error
+        raise config.ConfigError(shortage.explain(error, display.where, found.memory, found.stage, found.model)) from error
 
 
 @contextlib.contextmanager
