@@ -85,7 +85,7 @@ def test_the_cache_by_hand():
 
 
 def test_a_stage_that_never_samples_needs_no_sampler():
-    sft = config.SFT(model=DENSE, sequence_length=128)
+    sft = config.SFT(model=DENSE, sequence_length=128, micro_batch=8)
     found = memory.table(sft, DENSE, one_device())
     assert (found.sampler, found.cache, found.sampling) == (0, 0, 0)
     watched = dataclasses.replace(sft, eval=config.Eval(every=5))
