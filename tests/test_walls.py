@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # Room -> what it may import of ours, from the ground floor up. A name allows everything below it; a room may import itself.
 FLOOR_0 = ("config", "rewards", "hub", "types")
-FLOOR_1 = (*FLOOR_0, "params", "sharding")
+FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora")
 FLOOR_4 = (*FLOOR_1, "nn", "losses", "advantages", "data", "models", "rollout", "train", "checkpoint", "convert")
 FLOOR_5 = (*FLOOR_4, "plan", "eval", "bench", "observe", "rundir", "loading", "doctor")
 ROOMS = {
@@ -22,6 +22,7 @@ ROOMS = {
     "types": (),
     "params": FLOOR_0,
     "sharding": (*FLOOR_0, "params"),  # the rules lay out trees of ParamSpec
+    "lora": (*FLOOR_0, "params"),
     "nn": FLOOR_1,
     "losses": ("types",),
     "advantages": ("types",),

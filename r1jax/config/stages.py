@@ -8,6 +8,7 @@ from typing import Literal
 
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
+from r1jax.config.lora import LoRA
 from r1jax.config.mesh import Mesh
 from r1jax.config.model import DType, Model
 from r1jax.config.rollout import Engine, Sampling
@@ -34,7 +35,7 @@ class Stage:
     the run begins. Gradients do not depend on it."""
     param_dtype: DType | None = None
     """How parameters are held. None is float32 for weights that were loaded, whatever their file has, and else the model's. In
-    bfloat16 the optimizer keeps a float32 copy."""
+    bfloat16 the optimizer keeps a float32 copy. With ``lora`` None is what the weights were released in."""
     dtype: DType | None = None
     """Activations between matrix products; None keeps the model's."""
     matmul_dtype: DType | None = None
@@ -52,6 +53,7 @@ class Stage:
     """Weight of the multi-token-prediction loss (V3: 0.3, then 0.1; for R1 unpublished)."""
     frozen: tuple[str, ...] = ()
     """Regular expressions; parameters whose path (``segments/0/attention/q``) matches one are not trained."""
+    lora: LoRA = field(default_factory=LoRA)
     sampling: Sampling = field(default_factory=Sampling)
     engine: Engine = field(default_factory=Engine)
     mesh: Mesh = field(default_factory=Mesh)
@@ -86,6 +88,11 @@ class Stage:
             raise ConfigError("every source has weight 0; give at least one a positive weight")
         if self.init == "random" and self.model is None:
             raise ConfigError("init is 'random' but model is None; set model, or name the weights to start from in init")
+        if self.init == "random" and self.lora.rank:
+            raise ConfigError(
+                f"lora.rank is {self.lora.rank} but init is 'random'; adapters stand beside trained weights, so name these in "
+                "init, or set lora.rank to 0"
+            )
         if min(self.bias_rate, self.balance_weight, self.mtp_weight) < 0:
             raise ConfigError("bias_rate, balance_weight and mtp_weight must be >= 0")
         if (self.micro_batch != "auto" and self.micro_batch < 1) or self.sequence_length < 2:
@@ -123,7 +130,8 @@ class GRPO(Stage):
     clip_high: float = 0.2
     """Ratios above 1 + clip_high are clipped. R1's first RL stage used 10."""
     kl_beta: float = 0.001
-    """Weight of the k3 estimate of KL(policy || reference), a term of the loss. 0 keeps no reference."""
+    """Weight of the k3 estimate of KL(policy || reference), a term of the loss. 0 keeps no reference. With ``lora`` the
+    reference is the same weights with the adapters off, and after a refresh a copy of the adapters."""
     reference_every: int = 400
     """The reference becomes the policy every so many steps; 0 never."""
     normalize: Literal["sequence", "token", "constant"] = "sequence"

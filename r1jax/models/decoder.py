@@ -52,12 +52,12 @@ def specs(model: config.Model) -> dict:
         "final_norm": norms.specs(model.d_model, model.param_dtype),
     }
     if not model.tied:
-        out["head"] = {"kernel": kernel((model.d_model, model.vocab_size), ("embed", "vocab"))}
+        out["head"] = {"kernel": kernel((model.d_model, model.vocab_size), ("embed", "vocab"), inputs=1)}
     if model.mtp_depth:
         out["mtp"] = {
             "embed_norm": norms.specs(model.d_model, model.param_dtype),
             "hidden_norm": norms.specs(model.d_model, model.param_dtype),
-            "merge": kernel((2 * model.d_model, model.d_model), (None, "embed")),
+            "merge": kernel((2 * model.d_model, model.d_model), (None, "embed"), inputs=1),
             "layer": layer_specs(model, model.segments[-1].ff),
             "final_norm": norms.specs(model.d_model, model.param_dtype),
         }

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from r1jax.lora import columns
 from r1jax.nn.matmul import project
 
 CHUNK = 16_384  # the most vocabulary entries at a time
@@ -25,7 +26,7 @@ def token_logprobs(hidden, kernel, targets, *, temperature: float = 1.0, dtype: 
 
     Args:
       hidden: [B, T, D].
-      kernel: [D, V].
+      kernel: [D, V], or an ``Adapted`` one.
       targets: int32[B, T].
       temperature: divides the logits; the rollout's, so that ratios compare the distributions that were sampled.
       dtype: operand type of the product.
@@ -41,7 +42,7 @@ def token_logprobs(hidden, kernel, targets, *, temperature: float = 1.0, dtype: 
         top, total, weighted, target = carry
         begin = jnp.minimum(start, vocab - size)
         logits = (
-            project(hidden, jax.lax.dynamic_slice_in_dim(kernel, begin, size, axis=1), dtype).astype(jnp.float32) / temperature
+            project(hidden, columns(kernel, begin, size), dtype).astype(jnp.float32) / temperature
         )
         if vocab % size:  # what the last chunk shares with the one before counts once
             logits = jnp.where(begin + jnp.arange(size) >= start, logits, -1e30)

@@ -16,14 +16,14 @@ from r1jax.sharding import constrain
 def specs(model: config.Model) -> dict:
     a, d = model.attention, model.d_model
 
-    def kernel(shape, axes):
-        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype)
+    def kernel(shape, axes, inputs=1):
+        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype, inputs=inputs)
 
     out = {
         "q": kernel((d, a.n_heads, a.head_dim), ("embed", "heads", None)),
         "k": kernel((d, a.n_kv_heads, a.head_dim), ("embed", "kv_heads", None)),
         "v": kernel((d, a.n_kv_heads, a.head_dim), ("embed", "kv_heads", None)),
-        "o": kernel((a.n_heads, a.head_dim, d), ("heads", None, "embed")),
+        "o": kernel((a.n_heads, a.head_dim, d), ("heads", None, "embed"), inputs=2),
     }
     if a.qkv_bias:
         for name, heads, axis in (("q", a.n_heads, "heads"), ("k", a.n_kv_heads, "kv_heads"), ("v", a.n_kv_heads, "kv_heads")):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax.lora import Adapted, is_adapted
 from r1jax.nn.matmul import precision
 
 
@@ -75,17 +76,24 @@ def _sort_gradient(g: jax.Array, groups: Groups) -> jax.Array:
     return sort(g, groups).at[groups.place.size :].set(0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def project(x: jax.Array, kernels: jax.Array, groups: Groups, dtype: str) -> jax.Array:
+def project(x: jax.Array, kernels: jax.Array | Adapted, groups: Groups, dtype: str) -> jax.Array:
     """Sorted rows x[R + b, D] times kernels[E, D, F] of their experts: float32[R + b, F]. Its last b rows mean nothing.
 
     Operands are cast to ``dtype`` and products accumulate in float32, forward and backward, as in ``nn.matmul.project``.
     """
+    if is_adapted(kernels):
+        low = _project(x, kernels.a, groups, dtype).astype(x.dtype) * kernels.scale
+        return _project(x, kernels.base, groups, dtype) + _project(low, kernels.b, groups, dtype)
+    return _project(x, kernels, groups, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _project(x: jax.Array, kernels: jax.Array, groups: Groups, dtype: str) -> jax.Array:
     return _rows(x, kernels, groups, dtype, 0)
 
 
 def _forward(x, kernels, groups, dtype):
-    return project(x, kernels, groups, dtype), (x, kernels, groups)
+    return _project(x, kernels, groups, dtype), (x, kernels, groups)
 
 
 def _backward(dtype, saved, g):
@@ -94,7 +102,7 @@ def _backward(dtype, saved, g):
     return dx.astype(x.dtype), _kernels(x, g, groups, kernels.shape[0], dtype).astype(kernels.dtype), None
 
 
-project.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward)
 
 
 def _rows(x, kernels, groups, dtype, contract):

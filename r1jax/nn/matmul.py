@@ -8,6 +8,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from r1jax.lora import Adapted, is_adapted
+
 
 def precision(dtype: str) -> str | None:
     """Of a product asked for in ``dtype``. TPUs multiply float32 as bfloat16, and NVIDIA GPUs as TF32, unless they are told
@@ -15,12 +17,15 @@ def precision(dtype: str) -> str | None:
     return "highest" if dtype == "float32" else None
 
 
-def project(x: jax.Array, kernel: jax.Array, dtype: str, contract: int = 1) -> jax.Array:
+def project(x: jax.Array, kernel: jax.Array | Adapted, dtype: str, contract: int = 1) -> jax.Array:
     """``x[..., *K] @ kernel[*K, *out] -> [..., *out]`` over the last ``contract`` axes of x, in x's dtype.
 
     Operands are cast to ``dtype`` and products accumulate in float32. So are the two products of the backward pass, whose
-    cotangents jax would otherwise leave in float32.
+    cotangents jax would otherwise leave in float32. An ``Adapted`` kernel adds ``scale * (x @ a) @ b``.
     """
+    if is_adapted(kernel):
+        low = project(x, kernel.a, dtype, contract) * kernel.scale
+        return project(x, kernel.base, dtype, contract) + project(low, kernel.b, dtype)
     return _project(x, kernel, jnp.dtype(dtype).name, contract)
 
 

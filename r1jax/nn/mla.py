@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from r1jax import config
+from r1jax.lora import merged
 from r1jax.nn import norms
 from r1jax.nn.attention import read_layer, softmax, write_rows
 from r1jax.nn.matmul import einsum, project
@@ -24,8 +25,8 @@ LATENT_EPS = 1e-6  # the released models use this for the latent norms whatever 
 def specs(model: config.Model) -> dict:
     a, d = model.attention, model.d_model
 
-    def kernel(shape, axes):
-        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype)
+    def kernel(shape, axes, inputs=1):
+        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype, inputs=inputs)
 
     qk = a.nope_dim + a.rope_dim
     if a.q_rank is None:
@@ -41,7 +42,7 @@ def specs(model: config.Model) -> dict:
         "kv_norm": norms.specs(a.kv_rank, model.param_dtype),
         "k_b": kernel((a.kv_rank, a.n_heads, a.nope_dim), (None, "heads", None)),
         "v_b": kernel((a.kv_rank, a.n_heads, a.v_dim), (None, "heads", None)),
-        "o": kernel((a.n_heads, a.v_dim, d), ("heads", None, "embed")),
+        "o": kernel((a.n_heads, a.v_dim, d), ("heads", None, "embed"), inputs=2),
     }
 
 
@@ -105,7 +106,7 @@ def _expanded(params, q_nope, q_rope, latent, k_rope, mask, model):
 
 
 def _absorbed(params, q_nope, q_rope, latent, k_rope, mask, model):
-    k_b, v_b = (params[name].astype(latent.dtype) for name in ("k_b", "v_b"))
+    k_b, v_b = (merged(params[name]).astype(latent.dtype) for name in ("k_b", "v_b"))
     q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(latent.dtype)
     scores = einsum("btnr,bsr->bnts", q_latent, latent, model.matmul_dtype)
     scores += einsum("btnh,bsh->bnts", q_rope, k_rope, model.matmul_dtype)

@@ -11,8 +11,8 @@ from r1jax.sharding import constrain
 
 
 def specs(model: config.Model, width: int) -> dict:
-    def kernel(shape, axes):
-        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype)
+    def kernel(shape, axes, inputs=1):
+        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype, inputs=inputs)
 
     return {
         "gate": kernel((model.d_model, width), ("embed", "mlp")),

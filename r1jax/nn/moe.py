@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import config
+from r1jax.lora import Adapted, is_adapted, merged
 from r1jax.nn import grouped
 from r1jax.nn import mlp as dense
 from r1jax.nn.matmul import einsum, project
@@ -29,8 +30,8 @@ class Routing(NamedTuple):
 def specs(model: config.Model) -> dict:
     m, d = model.moe, model.d_model
 
-    def kernel(shape, axes):
-        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype)
+    def kernel(shape, axes, inputs=1):
+        return ParamSpec(shape, axes, std=model.init_std, dtype=model.param_dtype, inputs=inputs)
 
     out = {
         "router": kernel((d, m.n_experts), ("embed", None)),
@@ -55,7 +56,7 @@ def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None
     Args:
       routes: int32[B, T, K] replays recorded choices; gates are still computed from x.
     """
-    logits = jnp.matmul(x.astype(jnp.float32), params["router"].astype(jnp.float32), precision="highest")
+    logits = jnp.matmul(x.astype(jnp.float32), merged(params["router"]).astype(jnp.float32), precision="highest")
     scores = jax.nn.sigmoid(logits) if moe.scoring == "sigmoid" else jax.nn.softmax(logits, axis=-1)
     if routes is None:
         biased = scores + params["router_bias"] if moe.bias else scores
@@ -96,10 +97,33 @@ def experts_dense(params, x: jax.Array, routing: Routing, model: config.Model) -
     """``experts`` as one SwiGLU of width E * F whose channels are weighted by their expert's gate. The cost grows with E."""
     e = model.moe.n_experts
     weight = einsum("btk,btke->bte", routing.gates, jax.nn.one_hot(routing.experts, e, dtype=jnp.float32), "float32")
-    gate, up = (jnp.moveaxis(params[name], 0, 1) for name in ("gate", "up"))
-    hidden = jax.nn.silu(project(x, gate, model.matmul_dtype)) * project(x, up, model.matmul_dtype)
+    gate, up = (_into_each(x, params[name], model.matmul_dtype) for name in ("gate", "up"))
+    hidden = jax.nn.silu(gate) * up
     hidden = constrain(hidden * weight[..., None].astype(hidden.dtype), "batch", "sequence", "experts", "mlp")
-    return project(hidden, params["down"], model.matmul_dtype, contract=2)
+    return _out_of_all(hidden, params["down"], model.matmul_dtype)
+
+
+def _into_each(x: jax.Array, kernels: jax.Array | Adapted, dtype: str) -> jax.Array:
+    """x[B, T, D] times each of kernels[E, D, F]: [B, T, E, F]."""
+    if is_adapted(kernels):
+        low = _into_each(x, kernels.a, dtype) * kernels.scale
+        return _into_each(x, kernels.base, dtype) + _within_each(low, kernels.b, dtype)
+    return project(x, jnp.moveaxis(kernels, 0, 1), dtype)
+
+
+def _out_of_all(x: jax.Array, kernels: jax.Array | Adapted, dtype: str) -> jax.Array:
+    """x[B, T, E, F] times kernels[E, F, D], summed over the experts: [B, T, D]."""
+    if is_adapted(kernels):
+        low = _within_each(x, kernels.a, dtype) * kernels.scale
+        return _out_of_all(x, kernels.base, dtype) + _out_of_all(low, kernels.b, dtype)
+    return project(x, kernels, dtype, contract=2)
+
+
+def _within_each(x: jax.Array, kernels: jax.Array, dtype: str) -> jax.Array:
+    """x[B, T, E, F] times kernels[E, F, G], each expert's by its own: [B, T, E, G]."""
+    # "ebtg" and not "bteg": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
+    out = einsum("btef,efg->ebtg", x.astype(dtype), kernels.astype(dtype), dtype)
+    return jnp.moveaxis(out, 0, 2).astype(x.dtype)
 
 
 def experts_grouped(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:

@@ -22,12 +22,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.table import Table
 
-from r1jax import config, sharding
+from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.models.logprobs import chunk_size
-from r1jax.rollout.sampler import ROUND_TO
+from r1jax.rollout.sampler import NO_ADAPTERS, ROUND_TO
+from r1jax.rollout.weights import fits
 from r1jax.train import objectives, offload
 from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
@@ -164,13 +165,14 @@ def table(
     """
     trainer = Trainer(stage, model, mesh)
     state = trainer.abstract()
-    trainable, _ = parameters.split(state.params, trainer.mask)
+    weights = laid_out(trainer.specs, trainer.param_shardings)
+    trainable, _ = parameters.split(weights, trainer.mask)
     samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
-    sampling = Sampling.of(model, mesh, stage.engine, longest_answer(stage)) if samples else None
+    sampling = Sampling.of(model, mesh, stage.engine, longest_answer(stage), stage.lora, weights) if samples else None
     with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
         backward = activations(stage, model, mesh, trainer.mask)
     found = Memory(
-        weights=device_bytes(state.params),
+        weights=device_bytes(weights),
         moments=device_bytes(state.opt_state) + device_bytes(state.master),
         reference=device_bytes(state.reference),
         sampler=sampling.weights if sampling else 0,
@@ -181,12 +183,19 @@ def table(
         capacity=capacity if capacity is not None else available(mesh),
         host_moments=host_bytes(state.opt_state) + host_bytes(state.master),
         host_reference=host_bytes(state.reference),
-        layer=2 * largest_layer(trainer, state) if "optimizer" in stage.offload else 0,
+        layer=2 * largest_layer(trainer, state, trainable) if "optimizer" in stage.offload else 0,
         host_capacity=host_capacity if capacity is not None else available_on_host(mesh),
     )
     if capacity is None and found.capacity is not None and mesh.devices.flat[0].platform == "cpu":  # it is one memory
         found = dataclasses.replace(found, host_capacity=max(0, found.capacity - found.need))
     return found
+
+
+def laid_out(specs: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs with shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), parameters.abstract(specs), shardings
+    )
 
 
 def device_bytes(tree: Any) -> int:
@@ -203,14 +212,14 @@ def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def largest_layer(trainer: Trainer, state: TrainState) -> int:
+def largest_layer(trainer: Trainer, state: TrainState, trainable: Any) -> int:
     """Bytes per device of moments and master weights of one layer, or of one array that has no layers, where they are most."""
     per_array = host_bytes(state.opt_state) + host_bytes(state.master)
-    trainable = jax.tree.leaves(parameters.split(state.params, trainer.mask)[0])
-    counts = [math.prod(x.sharding.shard_shape(x.shape)) for x in trainable]
+    arrays = jax.tree.leaves(trainable)
+    counts = [math.prod(x.sharding.shard_shape(x.shape)) for x in arrays]
     return max(
         per_array * count // (sum(counts) * (x.shape[0] if layered else 1))
-        for x, count, layered in zip(trainable, counts, trainer.layered, strict=True)
+        for x, count, layered in zip(arrays, counts, trainer.layered, strict=True)
     )
 
 
@@ -262,7 +271,7 @@ def local_model(model: config.Model, mesh: jax.sharding.Mesh) -> config.Model:
 def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tuple[int, int]) -> int:
     """Bytes that the loss of one micro-batch [B, T] keeps for its gradient."""
     loss = objectives.objective(stage, model)
-    trainable, frozen = parameters.split(parameters.abstract(decoder.specs(model)), mask)
+    trainable, frozen = parameters.split(parameters.abstract(lora.adapt(decoder.specs(model), stage.lora)), mask)
     totals = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("loss", "sequences", "mtp")}
 
     def keep(trainable, frozen, batch, totals):
@@ -328,15 +337,22 @@ class Sampling:
         return self.weights + self.cache + self.working
 
     @classmethod
-    def of(cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int) -> Sampling:
-        """Of a sampler with answers of up to ``cap`` tokens."""
+    def of(
+        cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int,
+        adapters: config.LoRA = NO_ADAPTERS, trained: Any = None,
+    ) -> Sampling:  # fmt: skip
+        """Of a sampler with answers of up to ``cap`` tokens.
+
+        Args:
+          trained: the trainer's weights beside it, as ShapeDtypeStructs with shardings. What needs no copy counts nothing.
+        """
         rules = sharding.rules("decode", model.attention.kind)
-        specs = decoder.read_specs(model)
-        weights = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            parameters.abstract(specs),
-            sharding.param_shardings(specs, mesh, rules),
-        )
+        specs = lora.adapt(decoder.read_specs(model), adapters)
+        weights = laid_out(specs, sharding.param_shardings(specs, mesh, rules))
+        if trained is not None:
+            moves = lora.moving(specs, adapters)
+            copied = jax.tree.map(lambda moved, x, theirs: moved or not fits(theirs, x, x.sharding), moves, weights, trained)
+            weights, _ = parameters.split(weights, copied)
         length = max([-(-engine.max_prompt_tokens // ROUND_TO) * ROUND_TO + cap, *engine.buckets])
         rows = -(-engine.slots // sharding.batch_ways(mesh, rules))
         itemsize = jnp.dtype(model.dtype).itemsize

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from r1jax import config, sharding
-from r1jax import params as parameters
+from r1jax import config, lora, sharding
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.rollout.loop import Decoding, Loop
+from r1jax.rollout.weights import Weights
 from r1jax.types import FINISH, GOING, Trajectories
 
+NO_ADAPTERS = config.LoRA()
 ROUND_TO = 8  # prompt lengths are padded to a multiple of this
 
 
@@ -35,17 +35,19 @@ class Sampler:
       end_ids: tokens that end an answer.
       text: token ids -> str; needed for stop strings.
       seed: of the run. The key of a token is folded from (seed, round, prompt id, sample, position).
+      adapters: which kernels of the weights have adapters.
     """
 
     def __init__(self, model: config.Model, engine: config.Engine, mesh: jax.sharding.Mesh, *, end_ids: Sequence[int],
-                 text: Callable[[list[int]], str] | None = None, seed: int = 0):  # fmt: skip
+                 text: Callable[[list[int]], str] | None = None, seed: int = 0,
+                 adapters: config.LoRA = NO_ADAPTERS):  # fmt: skip
         self.model, self.engine, self.mesh, self.text = model, engine, mesh, text
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
         self.slots = -(-engine.slots // self.ways) * self.ways
-        self.specs = decoder.read_specs(model)
+        self.specs = lora.adapt(decoder.read_specs(model), adapters)
         self.shardings = sharding.param_shardings(self.specs, mesh, self.rules)
-        self._reshard = jax.jit(partial(parameters.cast, specs=self.specs), out_shardings=self.shardings)
+        self._weights = Weights(self.specs, self.shardings, lora.moving(self.specs, adapters))
         self._layout = self._decoding_shardings()
         loop = Loop(model, self.slots, tuple(end_ids), seed)
         self._prefill = jax.jit(loop.prefill, static_argnames=("cap", "greedy", "top_p"), out_shardings=self._layout)
@@ -55,13 +57,14 @@ class Sampler:
         self.params = None
 
     def load(self, params, *, copy: bool = True) -> None:
-        """Takes a model's weights into the decode layout, kernels in the type that the products read.
+        """Takes a model's weights into the decode layout, kernels in the type that the products read. With adapters, what is
+        beside them is taken once, see ``Weights``.
 
         Args:
           copy: False keeps ``params`` themselves, which must be in the types of ``specs`` and laid out by ``shardings``.
         """
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
-        self.params = self._reshard(params) if copy else params
+        self.params = self._weights.take(params) if copy else params
 
     def generate(
         self,

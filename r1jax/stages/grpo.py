@@ -150,8 +150,11 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
         stage.minibatches > 1
     ):  # with one update per round the policy is pi_old, and the loss needs no second pass for a ratio of 1
         batch = batch.replace(old_logprobs=trainer.logprobs(work.state.params, batch, count))
-    if trainer.keep_reference:
-        batch = batch.replace(ref_logprobs=trainer.logprobs(work.state.reference, batch, count))
+    if trainer.has_reference:
+        # Until its first update the policy is the reference: one pass serves both.
+        same = work.step == work.cursor.refreshed and stage.old_logprobs == "trainer" and batch.old_logprobs is not None
+        reference = batch.old_logprobs if same else trainer.logprobs(trainer.reference(work.state), batch, count)
+        batch = batch.replace(ref_logprobs=reference)
     cap = length_cap(stage, work.step)
     return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)
 
@@ -201,6 +204,7 @@ def end_of_round(work: Workspace, began: int) -> None:
 
     if work.trainer.keep_reference and due(stage.reference_every):
         work.state = work.trainer.refresh_reference(work.state)
+        work.cursor.refreshed = step
     score = None
     if stage.eval.every and (due(stage.eval.every) or last):
         values = hold_out(work, last)

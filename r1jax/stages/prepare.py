@@ -118,7 +118,7 @@ def find_model(
     if opened is not None and stage.model is not None and (differ := architecture_diff(stage.model, model)):
         raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
     chosen = {name: getattr(stage, name) for name in ("param_dtype", "dtype", "matmul_dtype", "remat")}
-    if opened is not None and stage.param_dtype is None:
+    if opened is not None and stage.param_dtype is None and not stage.lora.rank:
         chosen["param_dtype"] = "float32"
     return dataclasses.replace(model, **{name: value for name, value in chosen.items() if value is not None}), opened
 

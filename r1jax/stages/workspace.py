@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from r1jax import config, loading
+from r1jax import config, loading, lora
 from r1jax.checkpoint import Checkpointer
 from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
@@ -49,6 +49,8 @@ class Cursor:
     """Next index into the mixture."""
     left_out: int = 0
     """Rows that were too long."""
+    refreshed: int = 0
+    """The step at which the reference became the policy."""
 
 
 class Preempted(Exception):
@@ -121,7 +123,7 @@ class Workspace:
     def save(self, score: float | None = None) -> None:
         with self.phase("save"):
             meta = {"cursor": dataclasses.asdict(self.cursor), "data": self.mixture.fingerprint}
-            self.checkpoints.save(self.step, self.state, meta, score)
+            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score)
             if jax.process_index() == 0:
                 self.ledger.save()
 
@@ -154,7 +156,9 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
     main = jax.process_index() == 0
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
-    sampler = Sampler(model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed)
+    sampler = Sampler(
+        model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora
+    )
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(Pool(stage.workers))
         pool.check([name for s in (*stage.sources, *stage.eval.sources) for name in s.rewards])
@@ -173,9 +177,12 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         cursor = Cursor()
         with display.phase("load", unit="MB") as phase:
             if latest is None:
-                state = trainer.create(_first_params(found, trainer, partial(_report, display, phase)))
+                state = trainer.create(_first_params(found, run, trainer, partial(_report, display, phase)))
             else:
                 state, meta = checkpoints.restore(trainer.abstract())
+                if stage.lora.rank:
+                    base = loading.open_base(run.path)
+                    state = trainer.whole(state, base.load(*_base_of(trainer), partial(_report, display, phase)))
                 cursor = Cursor(**meta["cursor"])
                 if meta["data"] != mixture.fingerprint:
                     raise config.ConfigError(
@@ -204,10 +211,21 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         yield work
 
 
-def _first_params(found: Prepared, trainer: Trainer, report: loading.Report) -> Any:
+def _first_params(found: Prepared, run: RunDir, trainer: Trainer, report: loading.Report) -> Any:
+    """What training begins with; without adapters, if there are any."""
     if found.opened is None:
         return trainer.init_params(found.stage.seed)
-    return found.opened.load(trainer.specs, trainer.param_shardings, report)
+    if not found.stage.lora.rank:
+        return found.opened.load(*_base_of(trainer), report)
+    base = loading.pinned(found.opened)
+    params = base.load(*_base_of(trainer), report)
+    loading.record_base(run.path, base, params)
+    return params
+
+
+def _base_of(trainer: Trainer) -> tuple[Any, Any]:
+    """Specs and shardings of the weights without adapters."""
+    return trainer.base_specs, lora.off(trainer.param_shardings)
 
 
 def _report(display: Display, phase: Phase, done: int, total: int) -> None:

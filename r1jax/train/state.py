@@ -25,12 +25,14 @@ class TrainState:
     skipped: jax.Array
     """int32[]: updates left out because loss or gradient was not finite."""
     params: Any
+    """All of them; in a checkpoint of a LoRA run the adapters alone."""
     master: Any
     """float32 of the trainable parameters where these are held in less, else None. Steps of R1's size (3e-6) round away in
     bfloat16, so they are added up here."""
     opt_state: Any
     reference: Any
-    """The policy at the last refresh, or None without a KL term."""
+    """The policy at the last refresh, or None without a KL term. Of a LoRA run the adapters at the last refresh; None if there
+    is never one: the reference then has them off."""
 
 
 def create(params: Any, mask: Any, tx: optax.GradientTransformation, *, reference: bool) -> TrainState:

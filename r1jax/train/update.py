@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax import config, sharding
+from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.losses.sums import combine
 from r1jax.models import decoder
@@ -27,6 +27,12 @@ class Trainer:
     ``update(state, batch, count, denominator)`` donates the state. ``logprobs(params, batch, count)`` scores a batch with
     any weights. A batch is a PackedBatch of M micro-batches, of which the first ``count`` hold sequences: M is fixed, so
     nothing is compiled again.
+
+    With ``stage.lora`` the weights beside the adapters, the base, pass through a state untouched: they are never donated, so
+    other places may hold the same arrays.
+
+    Raises:
+      ValueError: batch or sequences do not divide over the mesh, or a pattern of ``frozen`` or ``lora.targets`` matches none.
     """
 
     def __init__(self, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh):
@@ -45,18 +51,27 @@ class Trainer:
                 "change one of them"
             )
         offload.check(stage, mesh)
-        self.specs = decoder.specs(model)
+        self.base_specs = decoder.specs(model)
+        lora.check_targets(self.base_specs, stage.lora)
+        self.specs = lora.adapt(self.base_specs, stage.lora)
         self.mask = parameters.trainable_mask(self.specs, stage.frozen)
         trained = jax.tree.leaves(parameters.split(self.specs, self.mask)[0], is_leaf=parameters.is_spec)
         self.layered = [spec.axes[:1] == ("layers",) for spec in trained]
         self.tx = optimizer(stage.optimizer, stage.steps)
-        self.keep_reference = stage.kind == "grpo" and stage.kl_beta > 0
+        self.has_reference = stage.kind == "grpo" and stage.kl_beta > 0
+        # Adapters that are never refreshed have a reference in their base.
+        self.keep_reference = self.has_reference and (not stage.lora.rank or stage.reference_every > 0)
+        self.param_shardings = sharding.param_shardings(self.specs, mesh, sharding.TRAIN)
+        self._moves = lora.moving(self.specs, stage.lora)
+        self._specs, self._mask = (parameters.split(tree, self._moves)[0] for tree in (self.specs, self.mask))
         self._kept = {"reference": self.keep_reference, "offload": stage.offload}
-        where = states.shardings(self.specs, self.mask, self.tx, mesh, **self._kept)
-        self.param_shardings = where.params
-        self._init = jax.jit(lambda key: parameters.init(self.specs, key), out_shardings=where.params)
+        where = states.shardings(self._specs, self._mask, self.tx, mesh, **self._kept)
+        self._init = jax.jit(
+            lambda key: parameters.init(self.base_specs, key), out_shardings=lora.off(self.param_shardings)
+        )
+        self._adapters = jax.jit(lambda key: parameters.init(self._specs, key), out_shardings=where.params)
         self._create = jax.jit(
-            partial(states.create, mask=self.mask, tx=self.tx, reference=self.keep_reference), out_shardings=where
+            partial(states.create, mask=self._mask, tx=self.tx, reference=self.keep_reference), out_shardings=where
         )
         self._update = jax.jit(self._make_update(), donate_argnums=0, out_shardings=(where, None))
         self._logprobs = jax.jit(self._score)
@@ -69,10 +84,25 @@ class Trainer:
         return self._init(jax.random.key(seed))
 
     def create(self, params: Any) -> TrainState:
-        return self._create(params)
+        """A fresh state around ``params``, a tree of ``base_specs``."""
+        if not self.stage.lora.rank:
+            return self._create(params)
+        return self.whole(self._create(self._adapters(jax.random.key(self.stage.seed))), params)
 
     def abstract(self) -> TrainState:
-        return states.abstract(self.specs, self.mask, self.tx, self.mesh, **self._kept)
+        """Shapes, dtypes and shardings of what a checkpoint holds: of ``changing(state)``."""
+        return states.abstract(self._specs, self._mask, self.tx, self.mesh, **self._kept)
+
+    def changing(self, state: TrainState) -> TrainState:
+        """The state without its base."""
+        return state.replace(params=parameters.split(state.params, self._moves)[0])
+
+    def whole(self, changing: TrainState, base: Any) -> TrainState:
+        """The inverse of ``changing``, with ``base`` a tree of ``base_specs``; without LoRA it is whole already."""
+        return changing if base is None else changing.replace(params=lora.attach(base, changing.params))
+
+    def _base(self, state: TrainState) -> Any:
+        return lora.off(state.params) if self.stage.lora.rank else None
 
     def put(self, batch: PackedBatch) -> PackedBatch:
         """Host arrays [M, B, T] onto the mesh."""
@@ -81,8 +111,10 @@ class Trainer:
     def update(
         self, state: TrainState, batch: PackedBatch, count: int, denominator: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        base = self._base(state)
         with sharding.using(self.mesh, sharding.TRAIN):
-            return self._update(state, batch, jnp.int32(count), jnp.float32(denominator))
+            changed, sums = self._update(self.changing(state), batch, jnp.int32(count), jnp.float32(denominator), base)
+        return self.whole(changed, base), sums
 
     def logprobs(self, params: Any, batch: PackedBatch, count: int) -> jax.Array:
         """float32[M, B, T], at the rollout's temperature."""
@@ -91,7 +123,14 @@ class Trainer:
 
     def refresh_reference(self, state: TrainState) -> TrainState:
         """The reference becomes the policy."""
-        return self._refresh(state)
+        return self.whole(self._refresh(self.changing(state)), self._base(state))
+
+    def reference(self, state: TrainState) -> Any:
+        """The reference's weights."""
+        base = self._base(state)
+        if base is None or state.reference is None:
+            return state.reference if base is None else base
+        return lora.attach(base, state.reference)
 
     def _score(self, params, batch: PackedBatch, count) -> jax.Array:
         if "reference" in self.stage.offload:
@@ -105,20 +144,24 @@ class Trainer:
         return jax.lax.fori_loop(0, count, body, jnp.zeros(batch.tokens.shape, jnp.float32))
 
     def _make_update(self) -> Callable:
-        stage, model, mask, tx = self.stage, self.model, self.mask, self.tx
+        stage, model, mask, tx = self.stage, self.model, self._mask, self.tx
         rate = schedule(stage.optimizer, stage.steps)
         objective = objectives.objective(stage, model)
 
-        def update(state: TrainState, batch: PackedBatch, count, denominator):
+        def update(state: TrainState, batch: PackedBatch, count, denominator, base=None):
             trainable, frozen = parameters.split(state.params, mask)
             starts = batch.segments != jnp.pad(batch.segments, ((0, 0), (0, 0), (1, 0)))[..., :-1]
             sequences = (starts & (batch.segments > 0)).sum().astype(jnp.float32)
             totals = {"loss": denominator, "sequences": jnp.maximum(sequences, 1.0)}
             totals["mtp"] = jnp.maximum(objectives.mtp_mask(batch).sum(), 1).astype(jnp.float32)
 
+            def whole(trainable):
+                params = parameters.merge(trainable, frozen)
+                return params if base is None else lora.attach(base, params)
+
             def micro_gradient(i):
                 micro = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-                return jax.grad(lambda t: objective(parameters.merge(t, frozen), micro, totals), has_aux=True)(trainable)
+                return jax.grad(lambda t: objective(whole(t), micro, totals), has_aux=True)(trainable)
 
             def body(i, carry):
                 grads, sums = carry
@@ -148,7 +191,7 @@ class Trainer:
                 step, tx, self.layered, grads, state.opt_state, state.master, trainable, hosted="optimizer" in stage.offload
             )
             new = parameters.merge(new, frozen)
-            if stage.bias_rate:
+            if stage.bias_rate and not stage.lora.rank:
                 new = kept(balance_router(new, sums, stage.bias_rate), new)
             lr = rate(state.step - state.skipped)
             state = state.replace(
