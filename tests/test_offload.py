@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -13,6 +15,7 @@ from r1jax.checkpoint import Checkpointer
 from r1jax.data.packing import pack_sequences
 from r1jax.params import path_name
 from r1jax.train import offload
+from r1jax.train.optimizer import optimizer
 from r1jax.train.update import Trainer
 
 BOTH = ("optimizer", "reference")
@@ -130,3 +133,29 @@ def test_a_run_may_go_on_with_another_offload():
     assert "offload" in config.SAFE_TO_CHANGE
     with pytest.raises(config.ConfigError, match="'weights' is not one of"):
         config.from_json(config.SFT, config.to_json(tiny.sft()) | {"offload": ["weights"]})
+
+
+@pytest.mark.parametrize("masters", [True, False])
+def test_layer_by_layer_it_is_the_step_of_the_whole(masters):
+    rng = np.random.default_rng(0)
+    shapes = {"embed": (6, 4), "frozen": None, "layers": (3, 4, 5)}  # in the order of the leaves
+    made = [
+        {name: shape and jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+        for _ in range(3)
+    ]
+    params, *grads = made
+    tx = optimizer(config.Optimizer(lr=0.1, warmup_steps=0), 10)
+
+    def step(grads, state, master, params):
+        exact = params if master is None else master
+        steps, state = tx.update(grads, state, exact)
+        new = optax.apply_updates(exact, steps)
+        return new, None if master is None else new, state
+
+    whole = layered = (params, params if masters else None, tx.init(params))
+    for g in grads:
+        whole = step(g, whole[2], whole[1], whole[0])
+        layered = offload.by_layer(step, tx, [False, True], g, layered[2], layered[1], layered[0], hosted=False)
+    assert jax.tree.structure(whole) == jax.tree.structure(layered)
+    assert not np.allclose(whole[0]["layers"], params["layers"], atol=0.05)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), whole, layered)
