@@ -30,8 +30,9 @@ class Stage:
     optimizer: Optimizer = field(default_factory=Optimizer)
     sequence_length: int = 512
     """Length of a packed row. Longer sequences are left out and counted."""
-    micro_batch: int = 8
-    """Packed rows in one forward and backward pass, over all devices. Gradients do not depend on it."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Packed rows in one forward and backward pass, over all devices. ``auto`` is as many as fit the memory that is free when
+    the run begins. Gradients do not depend on it."""
     param_dtype: DType | None = None
     """How parameters are held. None is float32 for weights that were loaded, whatever their file has, and else the model's. In
     bfloat16 the optimizer keeps a float32 copy. With ``lora`` None is what the weights were released in."""
@@ -41,6 +42,9 @@ class Stage:
     """Operands of matrix products; None keeps the model's. Sums are float32 either way."""
     remat: bool | None = None
     """Recompute layers in the backward pass; None keeps the model's choice."""
+    offload: tuple[Literal["optimizer", "reference"], ...] = ()
+    """What rests in the host's memory and comes to the device when it is used: the ``optimizer``'s moments and float32 weights
+    (a layer at a time), the ``reference`` (while it scores). Values do not depend on it. Safe to change on resume."""
     bias_rate: float = 0.001
     """Step of the router's balancing bias (V3: 0.001; for R1 unpublished); 0 freezes it."""
     balance_weight: float = 0.0001
@@ -91,8 +95,8 @@ class Stage:
             )
         if min(self.bias_rate, self.balance_weight, self.mtp_weight) < 0:
             raise ConfigError("bias_rate, balance_weight and mtp_weight must be >= 0")
-        if self.micro_batch < 1 or self.sequence_length < 2:
-            raise ConfigError("micro_batch must be at least 1 and sequence_length at least 2")
+        if (self.micro_batch != "auto" and self.micro_batch < 1) or self.sequence_length < 2:
+            raise ConfigError("micro_batch must be at least 1, or auto, and sequence_length at least 2")
 
 
 @dataclass(frozen=True)
@@ -200,5 +204,5 @@ class Pipeline:
         return stages
 
 
-SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "export", "workers", "preflight")
+SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "export", "workers", "preflight", "offload")
 """Fields of a stage that a resumed run may change; any other makes it another experiment."""

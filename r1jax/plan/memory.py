@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from rich.table import Table
 
 from r1jax import config, lora, sharding
@@ -27,7 +29,8 @@ from r1jax.models import decoder
 from r1jax.models.logprobs import chunk_size
 from r1jax.rollout.sampler import NO_ADAPTERS, ROUND_TO
 from r1jax.rollout.weights import fits
-from r1jax.train import objectives
+from r1jax.train import objectives, offload
+from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
 from r1jax.types import PackedBatch
 
@@ -36,8 +39,9 @@ F32 = 4
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest device. The first four stay through the whole run; an update then needs ``gradients`` and
-    ``activations``, a rollout ``cache`` and ``sampling``, never all of them at once."""
+    """Bytes on the fullest device. The first four stay through the whole run; a micro-batch then needs ``gradients`` and
+    ``activations``, the optimizer's step ``gradients`` and ``layer``, a reference from the host itself and ``activations``, a
+    rollout ``cache`` and ``sampling``, never all of them at once."""
 
     weights: int
     moments: int
@@ -53,7 +57,14 @@ class Memory:
     sampling: int
     """Working set of the loop that decodes: logits, and the cache once more."""
     capacity: int | None
-    """What the device has; None if it does not tell."""
+    """What is free on the device; None if it does not tell."""
+    host_moments: int = 0
+    """As ``moments``, in the host's memory (``offload``)."""
+    host_reference: int = 0
+    layer: int = 0
+    """Of ``host_moments`` the most that a step has on the device: a layer's, or an array's that has no layers, old and new."""
+    host_capacity: int | None = None
+    """What is free on the host for each of its devices; None if it does not tell."""
 
     @property
     def resident(self) -> int:
@@ -61,11 +72,23 @@ class Memory:
 
     @property
     def need(self) -> int:
-        return self.resident + max(self.gradients + self.activations, self.cache + self.sampling)
+        return self.resident + max(
+            self.gradients + max(self.activations, self.layer),
+            self.host_reference + self.activations if self.host_reference else 0,
+            self.cache + self.sampling,
+        )
+
+    @property
+    def host_need(self) -> int:
+        return self.host_moments + self.host_reference
 
     @property
     def fits(self) -> bool:
-        return self.capacity is None or self.need <= self.capacity
+        return (self.capacity is None or self.need <= self.capacity) and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        return self.host_capacity is None or self.host_need <= self.host_capacity
 
     @property
     def parts(self) -> dict[str, int]:
@@ -77,9 +100,16 @@ class Memory:
             "sampler's weights": self.sampler,
             "gradients": self.gradients,
             "activations": self.activations,
+            "optimizer, a layer": self.layer,
+            "reference, scoring": self.host_reference,
             "cache": self.cache,
             "sampling": self.sampling,
         }
+        return {name: size for name, size in rows.items() if size}
+
+    @property
+    def on_host(self) -> dict[str, int]:
+        rows = {"optimizer": self.host_moments, "reference": self.host_reference}
         return {name: size for name, size in rows.items() if size}
 
     @property
@@ -89,28 +119,46 @@ class Memory:
 
     def line(self) -> str:
         """The table on one line."""
-        parts = ", ".join(f"{name} {human(size)}" for name, size in self.parts.items())
-        return f"memory per device: {human(self.need)} of {human(self.capacity)} at the most ({parts})"
+        parts, on_host = (
+            ", ".join(f"{name} {human(size)}" for name, size in rows.items()) for rows in (self.parts, self.on_host)
+        )
+        host = f"; on the host {on_host}" if on_host else ""
+        return f"memory per device: {human(self.need)} of {human(self.capacity)} at the most ({parts}){host}"
 
     def table(self, title: str) -> Table:
         table = Table(title=f"{title}: memory per device", title_justify="left")
         table.add_column("")
         table.add_column("bytes", justify="right")
         table.add_column("of capacity", justify="right")
-        rows = self.parts | {"at the most": self.need}
-        for name, size in rows.items():
-            share = f"{size / self.capacity:.1%}" if self.capacity else ""
-            table.add_row(name, human(size), share, end_section=name == list(self.parts)[-1])
-        table.add_row("capacity", human(self.capacity), "")
+        if self.on_host:
+            table.add_column("on the host", justify="right")
+        names = list(dict.fromkeys([*self.parts, *self.on_host]))
+        for name in names:
+            size, held = self.parts.get(name), self.on_host.get(name)
+            row = [human(size), self._share(size)] if size else ["", ""]
+            table.add_row(name, *row, human(held) if held else "", end_section=name == names[-1])
+        table.add_row("at the most", human(self.need), self._share(self.need), human(self.host_need))
+        table.add_row("capacity", human(self.capacity), "", human(self.host_capacity))
         return table
 
+    def _share(self, size: int) -> str:
+        return f"{size / self.capacity:.1%}" if self.capacity else ""
 
-def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, capacity: int | None = None) -> Memory:
+
+def table(
+    stage: config.Stage,
+    model: config.Model,
+    mesh: jax.sharding.Mesh,
+    *,
+    capacity: int | None = None,
+    host_capacity: int | None = None,
+) -> Memory:
     """What a stage needs.
 
     Args:
       model: the architecture with the stage's compute choices.
-      capacity: bytes per device; None asks the device.
+      capacity: bytes per device; None asks the devices, and their host.
+      host_capacity: bytes per device in the host's memory, if ``capacity`` is given.
 
     Raises:
       ValueError: batch or model do not divide over the mesh.
@@ -123,7 +171,7 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
     sampling = Sampling.of(model, mesh, stage.engine, longest_answer(stage), stage.lora, weights) if samples else None
     with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
         backward = activations(stage, model, mesh, trainer.mask)
-    return Memory(
+    found = Memory(
         weights=device_bytes(weights),
         moments=device_bytes(state.opt_state) + device_bytes(state.master),
         reference=device_bytes(state.reference),
@@ -133,7 +181,14 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
         cache=sampling.cache if sampling else 0,
         sampling=sampling.working if sampling else 0,
         capacity=capacity if capacity is not None else available(mesh),
+        host_moments=host_bytes(state.opt_state) + host_bytes(state.master),
+        host_reference=host_bytes(state.reference),
+        layer=2 * largest_layer(trainer, state, trainable) if "optimizer" in stage.offload else 0,
+        host_capacity=host_capacity if capacity is not None else available_on_host(mesh),
     )
+    if capacity is None and found.capacity is not None and mesh.devices.flat[0].platform == "cpu":  # it is one memory
+        found = dataclasses.replace(found, host_capacity=max(0, found.capacity - found.need))
+    return found
 
 
 def laid_out(specs: Any, shardings: Any) -> Any:
@@ -144,8 +199,28 @@ def laid_out(specs: Any, shardings: Any) -> Any:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes per device of a tree of ShapeDtypeStructs with shardings."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """Bytes per device of a tree of ShapeDtypeStructs with shardings, without what lies on the host."""
+    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if x.sharding.memory_kind != offload.HOST)
+
+
+def host_bytes(tree: Any) -> int:
+    """Bytes per device of what such a tree has on the host."""
+    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if x.sharding.memory_kind == offload.HOST)
+
+
+def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def largest_layer(trainer: Trainer, state: TrainState, trainable: Any) -> int:
+    """Bytes per device of moments and master weights of one layer, or of one array that has no layers, where they are most."""
+    per_array = host_bytes(state.opt_state) + host_bytes(state.master)
+    arrays = jax.tree.leaves(trainable)
+    counts = [math.prod(x.sharding.shard_shape(x.shape)) for x in arrays]
+    return max(
+        per_array * count // (sum(counts) * (x.shape[0] if layered else 1))
+        for x, count, layered in zip(arrays, counts, trainer.layered, strict=True)
+    )
 
 
 def device_count(tree: Any) -> int:
@@ -295,14 +370,29 @@ class Sampling:
 
 
 def available(mesh: jax.sharding.Mesh) -> int | None:
-    """Bytes that each of this process's devices has: the accelerator's limit, or on the CPU this machine's free memory."""
-    local = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    stats = [d.memory_stats() or {} for d in local]
-    limits = [s["bytes_limit"] for s in stats if "bytes_limit" in s]
-    if limits:
-        return min(limits)
+    """Bytes that are free on the fullest device of any process; on the CPU a device has its share of the machine's free memory.
+    Every process must ask."""
+    stats = [d.memory_stats() or {} for d in _local(mesh)]
+    free = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if "bytes_limit" in s]
+    return _least(min(free)) if free else available_on_host(mesh)
+
+
+def available_on_host(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes of the host's free memory for each of its devices, where there is least. Every process must ask."""
     host = host_available()
-    return None if host is None else host // len(local)
+    return _least(None if host is None else host // max(1, len(_local(mesh))))
+
+
+def _local(mesh: jax.sharding.Mesh) -> list[jax.Device]:
+    return [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+
+
+def _least(size: int | None) -> int | None:
+    """Over all processes, None where one does not know."""
+    if jax.process_count() == 1:
+        return size
+    least = int(multihost_utils.process_allgather(np.int32(-1 if size is None else size >> 20)).min())  # MiB: 32 bits suffice
+    return None if least < 0 else least << 20
 
 
 def host_available(root: Path = Path("/")) -> int | None:

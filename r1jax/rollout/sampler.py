@@ -107,7 +107,7 @@ class Sampler:
         adapters, what is beside them is taken once, see ``Weights``.
 
         Args:
-          copy: False takes ``params`` over and deletes them; they must have the types of ``specs`` and lie as ``shardings`` say.
+          copy: False takes ``params`` over and deletes them; they have the types of ``specs`` and lie as ``shardings`` say.
         """
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
         self.params = self._weights.take(params) if copy else self._weights.take_over(params)

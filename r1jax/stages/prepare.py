@@ -17,7 +17,7 @@ from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.plan import memory, shortage
+from r1jax.plan import memory, micro_batch, shortage
 from r1jax.rundir import RunDir
 from r1jax.stages.export import plan_export
 
@@ -43,6 +43,8 @@ class Prepared:
     """``init`` and ``sources.NAME`` that are names on the Hub -> the commit that they stood for."""
     digests: dict[str, str]
     """``sources.NAME``, and ``eval.sources.NAME`` of the evaluation -> ``data.sources.Rows.identity``."""
+    chosen: dict[str, int]
+    """Fields that the config leaves to the memory that is free -> what was chosen."""
 
 
 def prepare_all(settings: Stage | Pipeline, name: str, run: Path | None = None) -> dict[str, Prepared]:
@@ -89,6 +91,10 @@ def prepare(
     mixture = Mixture(loaded, stage.seed)
     evaluated = held_out(stage)
     rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
+    chosen = {}
+    if stage.micro_batch == "auto":
+        stage = micro_batch.choose(stage, model, mesh, before=rundir.chosen(run).get("micro_batch"))
+        chosen["micro_batch"] = stage.micro_batch
     needed = memory.table(stage, model, mesh)
     shortage.check(needed, stage, model, mesh)
     export = plan_export(stage, model, text, found, opened) if stage.export.every else None
@@ -96,7 +102,7 @@ def prepare(
     commits = {place: commit for place, commit in commits.items() if commit is not None}
     parts = (("sources", loaded), ("eval.sources", evaluated))
     digests = {f"{place}.{s.name}": r.identity for place, part in parts for s, r in part}
-    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests)
+    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen)
 
 
 def find_model(

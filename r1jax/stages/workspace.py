@@ -29,7 +29,7 @@ from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter
 from r1jax.observe.phases import Phase
 from r1jax.observe.samples import SamplesWriter
-from r1jax.plan import shortage
+from r1jax.plan import micro_batch, shortage
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
@@ -166,11 +166,13 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         stack.callback(checkpoints.close)
         latest = checkpoints.latest()
         if main and latest is None:
-            run.record(found.commits, found.digests)
+            run.record(found.commits, found.digests, found.chosen)
             loading.describe(run.path, model, found.text, tokenizer, found.opened and found.opened.origin)
         console = None if main else Console(file=io.StringIO())
         display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
         display.note(found.memory.line())
+        if found.chosen:
+            display.note(micro_batch.line(stage, mesh))
         stack.enter_context(_out_of_memory(display, found))
         cursor = Cursor()
         with display.phase("load", unit="MB") as phase:

@@ -14,7 +14,7 @@ from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.losses.sums import combine
 from r1jax.models import decoder
-from r1jax.train import objectives
+from r1jax.train import objectives, offload
 from r1jax.train import state as states
 from r1jax.train.optimizer import clip_by_global_norm, optimizer, schedule
 from r1jax.train.state import TrainState
@@ -38,6 +38,8 @@ class Trainer:
     def __init__(self, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh):
         self.stage, self.model, self.mesh = stage, model, mesh
         self.ways = sharding.batch_ways(mesh, sharding.TRAIN)
+        if stage.micro_batch == "auto":
+            raise ValueError("micro_batch is auto; let plan.micro_batch.choose put a number in its place")
         if stage.micro_batch % self.ways:
             raise ValueError(
                 f"micro_batch is {stage.micro_batch}, not a multiple of the {self.ways} devices that share a batch; "
@@ -48,10 +50,13 @@ class Trainer:
                 f"sequence_length {stage.sequence_length} is not a multiple of mesh.context {mesh.shape['context']}; "
                 "change one of them"
             )
+        offload.check(stage, mesh)
         self.base_specs = decoder.specs(model)
         lora.check_targets(self.base_specs, stage.lora)
         self.specs = lora.adapt(self.base_specs, stage.lora)
         self.mask = parameters.trainable_mask(self.specs, stage.frozen)
+        trained = jax.tree.leaves(parameters.split(self.specs, self.mask)[0], is_leaf=parameters.is_spec)
+        self.layered = [spec.axes[:1] == ("layers",) for spec in trained]
         self.tx = optimizer(stage.optimizer, stage.steps)
         self.has_reference = stage.kind == "grpo" and stage.kl_beta > 0
         # Adapters that are never refreshed have a reference in their base.
@@ -59,7 +64,8 @@ class Trainer:
         self.param_shardings = sharding.param_shardings(self.specs, mesh, sharding.TRAIN)
         self._moves = lora.moving(self.specs, stage.lora)
         self._specs, self._mask = (parameters.split(tree, self._moves)[0] for tree in (self.specs, self.mask))
-        where = states.shardings(self._specs, self._mask, self.tx, mesh, reference=self.keep_reference)
+        self._kept = {"reference": self.keep_reference, "offload": stage.offload}
+        where = states.shardings(self._specs, self._mask, self.tx, mesh, **self._kept)
         self._init = jax.jit(
             lambda key: parameters.init(self.base_specs, key), out_shardings=lora.off(self.param_shardings)
         )
@@ -85,7 +91,7 @@ class Trainer:
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of what a checkpoint holds: of ``changing(state)``."""
-        return states.abstract(self._specs, self._mask, self.tx, self.mesh, reference=self.keep_reference)
+        return states.abstract(self._specs, self._mask, self.tx, self.mesh, **self._kept)
 
     def changing(self, state: TrainState) -> TrainState:
         """The state without its base."""
@@ -127,6 +133,9 @@ class Trainer:
         return lora.attach(base, state.reference)
 
     def _score(self, params, batch: PackedBatch, count) -> jax.Array:
+        if "reference" in self.stage.offload:
+            params = offload.to_device(params)
+
         def body(i, out):
             micro = jax.tree.map(lambda x: x[i], batch)
             values, _, _ = objectives.logprobs(params, micro, model=self.model, temperature=self.stage.sampling.temperature)
@@ -167,23 +176,30 @@ class Trainer:
             grads, sums = jax.lax.fori_loop(0, count, body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
             grads, norm = clip_by_global_norm(grads, stage.optimizer.clip_norm)
             finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-            exact = trainable if state.master is None else state.master
-            steps, opt_state = tx.update(grads, state.opt_state, exact)
-            exact = optax.apply_updates(exact, steps)
-            new = parameters.merge(jax.tree.map(lambda x, old: x.astype(old.dtype), exact, trainable), frozen)
-            if stage.bias_rate and not stage.lora.rank:
-                new = balance_router(new, sums, stage.bias_rate)
 
             def kept(a, b):
                 return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
 
+            def step(grads, old_state, master, old):
+                exact = old if master is None else master
+                steps, opt_state = tx.update(grads, old_state, exact)
+                new = kept(optax.apply_updates(exact, steps), exact)
+                held = jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
+                return held, None if master is None else new, kept(opt_state, old_state)
+
+            new, master, opt_state = offload.by_layer(
+                step, tx, self.layered, grads, state.opt_state, state.master, trainable, hosted="optimizer" in stage.offload
+            )
+            new = parameters.merge(new, frozen)
+            if stage.bias_rate and not stage.lora.rank:
+                new = kept(balance_router(new, sums, stage.bias_rate), new)
             lr = rate(state.step - state.skipped)
             state = state.replace(
                 step=state.step + 1,
                 skipped=state.skipped + ~finite,
-                params=kept(new, state.params),
-                master=None if state.master is None else kept(exact, state.master),
-                opt_state=kept(opt_state, state.opt_state),
+                params=new,
+                master=master,
+                opt_state=opt_state,
             )
             return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": lr}
 
