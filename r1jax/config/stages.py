@@ -9,7 +9,7 @@ from typing import Literal
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import DType, Model
+from r1jax.config.model import DType, MatmulDType, Model
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
 
@@ -36,8 +36,8 @@ class Stage:
     bfloat16 the optimizer keeps a float32 copy."""
     dtype: DType | None = None
     """Activations between matrix products; None keeps the model's."""
-    matmul_dtype: DType | None = None
-    """Operands of matrix products; None keeps the model's. Sums are float32 either way."""
+    matmul_dtype: MatmulDType | None = None
+    """Operands of matrix products; None keeps the model's. Sums are float32 either way. ``fp8``: see ``Model.matmul_dtype``."""
     remat: bool | None = None
     """Recompute layers in the backward pass; None keeps the model's choice."""
     bias_rate: float = 0.001

@@ -8,6 +8,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from r1jax.nn import fp8
+from r1jax.nn.quantized import Quantized, plain
+
 
 def precision(dtype: str) -> str | None:
     """Of a product asked for in ``dtype``. TPUs multiply float32 as bfloat16, and NVIDIA GPUs as TF32, unless they are told
@@ -15,12 +18,17 @@ def precision(dtype: str) -> str | None:
     return "highest" if dtype == "float32" else None
 
 
-def project(x: jax.Array, kernel: jax.Array, dtype: str, contract: int = 1) -> jax.Array:
+def project(x: jax.Array, kernel: jax.Array | Quantized, dtype: str, contract: int = 1) -> jax.Array:
     """``x[..., *K] @ kernel[*K, *out] -> [..., *out]`` over the last ``contract`` axes of x, in x's dtype.
 
     Operands are cast to ``dtype`` and products accumulate in float32. So are the two products of the backward pass, whose
-    cotangents jax would otherwise leave in float32.
+    cotangents jax would otherwise leave in float32. ``fp8`` operands are scaled in tiles: see ``nn.fp8``. A kernel that is held
+    in 8 bits gets no gradient.
     """
+    if isinstance(kernel, Quantized):
+        return _quantized(x, kernel, dtype, contract)
+    if dtype == "fp8":
+        return fp8.project(x, kernel, contract)
     return _project(x, kernel, jnp.dtype(dtype).name, contract)
 
 
@@ -50,6 +58,19 @@ def _dot(x: jax.Array, y: jax.Array, dtype: str, of_x: Sequence[int], of_y: Sequ
         x.astype(dtype), y.astype(dtype), ((of_x, of_y), ((), ())),
         precision=precision(dtype), preferred_element_type=jnp.float32,
     )  # fmt: skip
+
+
+def _quantized(x: jax.Array, kernel: Quantized, dtype: str, contract: int) -> jax.Array:
+    """A product in FP8 where kernel and ``dtype`` are; else the kernel alone is in 8 bits, and ``fp8`` means bfloat16."""
+    in_fp8 = kernel.values.dtype == fp8.E4M3
+    if in_fp8 and dtype == "fp8":
+        return fp8.project(x, fp8.Blocks(kernel.values, kernel.scales), contract)
+    dtype = "bfloat16" if dtype == "fp8" else dtype
+    if in_fp8:
+        return _project(x, plain(kernel, dtype), dtype, contract)
+    # bfloat16 holds every int8. An output's factor comes after its sum.
+    sums = _project(x.astype(jnp.float32), kernel.values.astype(dtype), dtype, contract)
+    return (sums * kernel.scales.reshape(kernel.scales.shape[contract:])).astype(x.dtype)
 
 
 def einsum(equation: str, x: jax.Array, y: jax.Array, dtype: str) -> jax.Array:

@@ -14,6 +14,7 @@ from r1jax import config
 from r1jax.nn import norms
 from r1jax.nn.attention import read_layer, softmax, write_rows
 from r1jax.nn.matmul import einsum, project
+from r1jax.nn.quantized import plain
 from r1jax.nn.rope import mscale, rotate
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain
@@ -105,7 +106,7 @@ def _expanded(params, q_nope, q_rope, latent, k_rope, mask, model):
 
 
 def _absorbed(params, q_nope, q_rope, latent, k_rope, mask, model):
-    k_b, v_b = (params[name].astype(latent.dtype) for name in ("k_b", "v_b"))
+    k_b, v_b = (plain(params[name], latent.dtype) for name in ("k_b", "v_b"))
     q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(latent.dtype)
     scores = einsum("btnr,bsr->bnts", q_latent, latent, model.matmul_dtype)
     scores += einsum("btnh,bsh->bnts", q_rope, k_rope, model.matmul_dtype)

@@ -11,6 +11,7 @@ from r1jax import config
 from r1jax.nn import grouped
 from r1jax.nn import mlp as dense
 from r1jax.nn.matmul import einsum, project
+from r1jax.nn.quantized import Quantized
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain, one_cpu
 
@@ -93,13 +94,23 @@ def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.
 
 
 def experts_dense(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
-    """``experts`` as one SwiGLU of width E * F whose channels are weighted by their expert's gate. The cost grows with E."""
-    e = model.moe.n_experts
+    """``experts`` as one SwiGLU of width E * F whose channels are weighted by their expert's gate. The cost grows with E.
+
+    Factors of scaled operands are an expert's own, so there each expert has its own product, and then they are added up.
+    """
+    e, dtype = model.moe.n_experts, model.matmul_dtype
+    scaled = dtype == "fp8" or isinstance(params["gate"], Quantized)
     weight = einsum("btk,btke->bte", routing.gates, jax.nn.one_hot(routing.experts, e, dtype=jnp.float32), "float32")
-    gate, up = (jnp.moveaxis(params[name], 0, 1) for name in ("gate", "up"))
-    hidden = jax.nn.silu(project(x, gate, model.matmul_dtype)) * project(x, up, model.matmul_dtype)
+    if scaled:
+        gate, up = (jax.vmap(lambda kernel: project(x, kernel, dtype), out_axes=2)(params[name]) for name in ("gate", "up"))
+    else:
+        gate, up = (project(x, jnp.moveaxis(params[name], 0, 1), dtype) for name in ("gate", "up"))
+    hidden = jax.nn.silu(gate) * up
     hidden = constrain(hidden * weight[..., None].astype(hidden.dtype), "batch", "sequence", "experts", "mlp")
-    return project(hidden, params["down"], model.matmul_dtype, contract=2)
+    if scaled:
+        out = jax.vmap(lambda h, kernel: project(h, kernel, dtype), (2, 0))(hidden, params["down"])
+        return out.sum(0, dtype=jnp.float32).astype(x.dtype)
+    return project(hidden, params["down"], dtype, contract=2)
 
 
 def experts_grouped(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:

@@ -253,7 +253,7 @@ class Sampling:
     def of(cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int) -> Sampling:
         """Of a sampler with answers of up to ``cap`` tokens."""
         rules = sharding.rules("decode", model.attention.kind)
-        specs = decoder.read_specs(model)
+        specs = decoder.read_specs(model, engine.weights)
         weights = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             parameters.abstract(specs),

@@ -90,7 +90,7 @@ class Loop:
 
     def _logits(self, params, hidden) -> jax.Array:
         """float32[B, V] for [B, 1, D], a row's as a whole on one device."""
-        logits = project(hidden[:, 0], decoder.head_kernel(params), self.model.matmul_dtype).astype(jnp.float32)
+        logits = project(hidden[:, 0], decoder.head_kernel(params), self.model.head_dtype).astype(jnp.float32)
         return constrain(constrain(logits, "batch", "vocab"), "batch", None)
 
     def _append(self, state: Decoding, logits, temperature, greedy, top_p) -> Decoding:

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from r1jax import config, sharding
-from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
+from r1jax.nn.quantized import read
 from r1jax.rollout.loop import Decoding, Loop
 from r1jax.types import FINISH, GOING, Trajectories
 
@@ -43,9 +43,9 @@ class Sampler:
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
         self.slots = -(-engine.slots // self.ways) * self.ways
-        self.specs = decoder.read_specs(model)
+        self.specs = decoder.read_specs(model, engine.weights)
         self.shardings = sharding.param_shardings(self.specs, mesh, self.rules)
-        self._reshard = jax.jit(partial(parameters.cast, specs=self.specs), out_shardings=self.shardings)
+        self._reshard = jax.jit(partial(read, specs=self.specs), out_shardings=self.shardings)
         self._layout = self._decoding_shardings()
         loop = Loop(model, self.slots, tuple(end_ids), seed)
         self._prefill = jax.jit(loop.prefill, static_argnames=("cap", "greedy", "top_p"), out_shardings=self._layout)
@@ -55,7 +55,7 @@ class Sampler:
         self.params = None
 
     def load(self, params, *, copy: bool = True) -> None:
-        """Takes a model's weights into the decode layout, kernels in the type that the products read.
+        """Takes a model's weights into the decode layout, kernels in the type that the products read or in ``engine.weights``.
 
         Args:
           copy: False keeps ``params`` themselves, which must be in the types of ``specs`` and laid out by ``shardings``.
