@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from r1jax import sharding
 
 E4M3 = jnp.float8_e4m3fn
-LARGEST = 448.0
+PER_LARGEST = 1 / 448  # a factor, for compiled or not a product is the same: XLA makes one of a division by a constant
 TILE = 128
 FLOOR = 1e-4  # of DeepSeek's kernels
 NO_FLOOR = 1e-30  # only keeps a tile of zeros from dividing by 0
@@ -52,7 +52,7 @@ class Blocks(NamedTuple):
 def tiles(x: jax.Array, axis: int = -1, floor: float = FLOOR) -> Tiles:
     """x with a factor for each 1 x 128 numbers along ``axis``."""
     x = _cut(jnp.moveaxis(x.astype(jnp.float32), axis, -1))
-    scales = jnp.maximum(jnp.abs(x).max(-1), floor) / LARGEST
+    scales = jnp.maximum(jnp.abs(x).max(-1), floor) * PER_LARGEST
     return Tiles((x / scales[..., None]).astype(E4M3), scales)
 
 
@@ -69,7 +69,7 @@ def blocks(kernel: jax.Array) -> Blocks:
     k, n = kernel.shape[-2:]
     padded = jnp.pad(jnp.abs(kernel), (*[(0, 0)] * (kernel.ndim - 2), (0, -k % TILE), (0, -n % TILE)))
     cut = padded.reshape(*kernel.shape[:-2], -(-k // TILE), TILE, -(-n // TILE), TILE)
-    scales = jnp.maximum(cut.max((-3, -1)), FLOOR) / LARGEST
+    scales = jnp.maximum(cut.max((-3, -1)), FLOOR) * PER_LARGEST
     return Blocks((kernel / spread(scales, k, n)).astype(E4M3), scales)
 
 

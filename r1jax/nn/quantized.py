@@ -70,7 +70,7 @@ def read(params, specs):
         if spec.values.dtype == "int8":
             x = x.astype(jnp.float32)
             largest = jnp.abs(x).max(tuple(range(lead, lead + spec.contract)), keepdims=True)
-            scales = jnp.where(largest > 0, largest / 127, 1)
+            scales = jnp.where(largest > 0, largest * (1 / 127), 1)
             return spec.replace(values=jnp.round(x / scales).astype(jnp.int8), scales=scales)
         values, scales = fp8.blocks(fp8.two_axes(x, spec.contract, lead))
         return spec.replace(values=values.reshape(x.shape), scales=scales)
