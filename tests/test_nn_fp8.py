@@ -168,16 +168,17 @@ def test_of_a_model_all_linears_are_in_fp8_and_nothing_else():
 
 
 def test_the_gradient_of_a_model_is_that_of_float32_but_for_rounding():
-    """Errors of the layers before add to a product's own 3.7 %. Routes are replayed: a choice between two experts may flip."""
-    params = draw(MODEL, kernel=128**-0.5)
+    """Of most parameters it has gone through several products, and is off by more than the 3.7 % of one. Routes are replayed:
+    a choice between two experts may flip."""
+    params = draw(MODEL, kernel=0.04)
     grad = jax.value_and_grad(loss, has_aux=True)
     (exact, routes), wanted = jit(partial(grad, model=MODEL))(params)
     (found, _), ours = jit(partial(grad, model=dataclasses.replace(MODEL, matmul_dtype="fp8")))(params, routes=routes)
-    assert abs(found / exact - 1) < 0.01
-    errors = jax.tree.map(lambda a, b: relative(a, b) if np.any(b) else np.abs(a).max(), ours, wanted)
+    assert abs(found / exact - 1) < 0.001
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, wanted)]
-    assert relative(*flat) < 0.1
-    assert max(jax.tree.leaves(errors)) < 0.2, errors
+    assert relative(*flat) < 0.05
+    errors = [relative(a, b) for a, b in zip(*map(jax.tree.leaves, (ours, wanted)), strict=True) if np.any(b)]
+    assert np.median(errors) < 0.08 and max(errors) < 0.15, errors
 
 
 WIDE = config.Model(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -46,8 +47,9 @@ def quantized_spec(spec: ParamSpec, form: Form, contract: int) -> Quantized:
         shape = tuple(1 if i in ones else size for i, size in enumerate(spec.shape))
         axes = tuple(None if i in ones else name for i, name in enumerate(spec.axes))
     else:
-        k, n = fp8.two_axes(jax.ShapeDtypeStruct(spec.shape, spec.dtype), contract, lead).shape[-2:]
-        shape = (*spec.shape[:lead], -(-k // fp8.TILE), -(-n // fp8.TILE))
+        sizes = spec.shape[lead:]
+        merged = (math.prod(sizes[:contract]), math.prod(sizes[contract:]))
+        shape = (*spec.shape[:lead], *(-(-size // fp8.TILE) for size in merged))
         axes = (*spec.axes[:lead], None, None)
     values = dataclasses.replace(spec, dtype="int8" if form == "int8" else "float8_e4m3fn")
     return Quantized(values, dataclasses.replace(spec, shape=shape, axes=axes, dtype="float32"), contract)
