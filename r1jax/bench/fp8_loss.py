@@ -1,8 +1,10 @@
 """Does training in FP8 learn as training in bfloat16 does: ``python -m r1jax.bench.fp8_loss [--steps 400] [--seeds 3]``.
 
-V3 found its loss within 0.25 % of bfloat16's (arXiv 2412.19437, appendix B.1). Here two runs of SFT on the quickstart's noisy sums
-begin with the same weights and see the same batches; only ``matmul_dtype`` differs. Printed are the share of the matrix
-products' FLOPs that is in FP8, how far the first gradient is from float32's, and the mean loss of the last 100 steps.
+V3 found its loss within 0.25 % of bfloat16's (arXiv 2412.19437, appendix B.1). Here two runs of SFT on the quickstart's noisy
+sums begin with the same weights and see the same batches; only ``matmul_dtype`` differs. Activations between the products are
+float32, in which the CPU is faster. Printed are the share of the matrix products' FLOPs that is in FP8, how far the first
+gradient is from float32's, and the mean loss of the last 100 steps. Small programs on a shared machine are quickest on one
+core: put ``taskset -c 0`` before it.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def losses(stage: config.SFT, matmul_dtype: str, say: str) -> list[float]:
         state, metrics = trainer.update(state, trainer.put(batch), count, float(batch.mask.sum()))
         made.append(float(metrics["loss"]))
         if step % 50 == 49:
-            print(f"{say}: step {step + 1}, loss {statistics.mean(made[-50:]):.4f}, {time.perf_counter() - begun:.0f} s", flush=True)
+            seconds = time.perf_counter() - begun
+            print(f"{say}: step {step + 1}, loss {statistics.mean(made[-50:]):.4f}, {seconds:.0f} s", flush=True)
     return made
 
 

@@ -29,8 +29,8 @@ class Quantized:
     values: jax.Array
     """[*lead, *K, *N], int8 or float8_e4m3fn."""
     scales: jax.Array
-    """float32. Of int8 one for each output, [*lead, *1, *N] with as many ones as there are axes K; of float8_e4m3fn one for each
-    block of 128 x 128 of the merged axes, [*lead, ceil(K / 128), ceil(N / 128)]."""
+    """float32. Of int8 one for each output, [*lead, *1, *N] with as many ones as there are axes K; of float8_e4m3fn one for
+    each block of 128 x 128 of the merged axes, [*lead, ceil(K / 128), ceil(N / 128)]."""
     contract: int = struct.field(pytree_node=False)
     """How many axes K there are."""
 
