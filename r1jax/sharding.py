@@ -150,6 +150,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, table)))
 
 
+def ways(axis: str) -> int:
+    """Over how many devices the table in use splits a logical axis; 1 outside ``using``."""
+    current = _current.get()
+    return 1 if current is None else math.prod(current[0].shape[a] for a in current[1].get(axis, ()))
+
+
 def one_cpu() -> bool:
     """Whether what is being traced will run on one CPU device."""
     current = _current.get()

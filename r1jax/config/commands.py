@@ -8,7 +8,7 @@ from typing import Literal
 
 from r1jax.config.base import ConfigError
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import DType
+from r1jax.config.model import DType, MatmulDType
 from r1jax.config.rollout import Sampling
 from r1jax.config.train import Workers
 
@@ -41,7 +41,7 @@ class OfModel:
 class Computing(OfModel):
     """What every command that runs a model asks for."""
 
-    matmul_dtype: DType | None = None
+    matmul_dtype: MatmulDType | None = None
     """Operands of matrix products; None is a run's own, and float32 for other models. Sums are float32 either way."""
     dtype: DType | None = None
     """Activations between matrix products, and the cache; None is a run's own, and float32 for other models."""

@@ -11,6 +11,7 @@ from typing import Literal
 from r1jax.config.base import ConfigError
 
 DType = Literal["float32", "bfloat16"]
+MatmulDType = Literal["float32", "bfloat16", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,10 @@ class Model:
     init_std: float = 0.02
     dtype: DType = "float32"
     """Activations between matrix products."""
-    matmul_dtype: DType = "float32"
-    """Operands of matrix products; they accumulate in float32."""
+    matmul_dtype: MatmulDType = "float32"
+    """Operands of matrix products; they accumulate in float32. ``fp8`` is V3's recipe (arXiv 2412.19437, section 3.3; see
+    ``nn.fp8``): E4M3 with a factor per tile, forward and backward. Embedding, output head, the merging matrix of multi-token
+    prediction, router, norms and attention's own products stay out of it."""
     param_dtype: DType = "float32"
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
@@ -161,6 +164,11 @@ class Model:
                     f"model.moe.top_k is {m.top_k}, but only {m.n_experts // m.n_groups * m.top_groups} experts "
                     "can be chosen from (n_experts / n_groups * top_groups)"
                 )
+
+    @property
+    def head_dtype(self) -> DType:
+        """Operands of the products that are never in FP8: embedding and output head."""
+        return "bfloat16" if self.matmul_dtype == "fp8" else self.matmul_dtype
 
     @property
     def n_layers(self) -> int:

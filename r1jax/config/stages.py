@@ -10,7 +10,7 @@ from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
 from r1jax.config.lora import LoRA
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import DType, Model
+from r1jax.config.model import DType, MatmulDType, Model
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
 
@@ -38,8 +38,8 @@ class Stage:
     bfloat16 the optimizer keeps a float32 copy. With ``lora`` None is what the weights were released in."""
     dtype: DType | None = None
     """Activations between matrix products; None keeps the model's."""
-    matmul_dtype: DType | None = None
-    """Operands of matrix products; None keeps the model's. Sums are float32 either way."""
+    matmul_dtype: MatmulDType | None = None
+    """Operands of matrix products; None keeps the model's. Sums are float32 either way. ``fp8``: see ``Model.matmul_dtype``."""
     remat: bool | None = None
     """Recompute layers in the backward pass; None keeps the model's choice."""
     offload: tuple[Literal["optimizer", "reference"], ...] = ()
@@ -88,6 +88,11 @@ class Stage:
             raise ConfigError("every source has weight 0; give at least one a positive weight")
         if self.init == "random" and self.model is None:
             raise ConfigError("init is 'random' but model is None; set model, or name the weights to start from in init")
+        if self.lora.rank and self.engine.weights != "same":
+            raise ConfigError(
+                f"engine.weights is {self.engine.weights!r} and lora.rank {self.lora.rank}: adapters stand beside kernels as the "
+                "trainer holds them, not in 8 bits; set engine.weights to 'same', or lora.rank to 0"
+            )
         if self.init == "random" and self.lora.rank:
             raise ConfigError(
                 f"lora.rank is {self.lora.rank} but init is 'random'; adapters stand beside trained weights, so name these in "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from r1jax.nn import mlp as dense
 from r1jax.nn import moe as sparse
 from r1jax.nn.attention import packed_mask
 from r1jax.nn.matmul import Turned, project
+from r1jax.nn.quantized import quantized_spec
 from r1jax.params import ParamSpec, is_spec, path_name, stack
 from r1jax.sharding import constrain
 
@@ -66,8 +67,8 @@ def specs(model: config.Model) -> dict:
 
 def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
     """int32[B, T] -> [B, T, D]. A product with a one-hot row, so rounded as an operand: a sampler that holds its kernels in
-    ``matmul_dtype`` then sees what the trainer sees."""
-    return jnp.take(params["embed"]["table"], tokens, axis=0).astype(model.matmul_dtype).astype(model.dtype)
+    ``head_dtype`` then sees what the trainer sees."""
+    return jnp.take(params["embed"]["table"], tokens, axis=0).astype(model.head_dtype).astype(model.dtype)
 
 
 def head_kernel(params) -> jax.Array:
@@ -78,16 +79,24 @@ def head_kernel(params) -> jax.Array:
 def logits(params, hidden: jax.Array, model: config.Model) -> jax.Array:
     """float32[..., V] of hidden[..., D]: for a token or a few, never for a training batch."""
     kernel = params["head"]["kernel"] if "head" in params else Turned(params["embed"]["table"])
-    return project(hidden, kernel, model.matmul_dtype).astype(jnp.float32)
+    return project(hidden, kernel, model.head_dtype).astype(jnp.float32)
 
 
-def read_specs(model: config.Model) -> dict:
+def read_specs(model: config.Model, weights: Literal["same", "int8", "fp8"] = "same") -> dict:
     """``specs(model)`` with kernels in the type that the matrix products read, for a loop that reads them once per token.
-    Norms, biases and the router keep ``param_dtype``."""
+    Norms, biases and the router keep ``param_dtype``.
+
+    Args:
+      weights: int8 and fp8 hold the layers' kernels as ``nn.quantized.Quantized``; embedding and output head stay.
+    """
 
     def one(path, spec):
-        kept = any(word in path_name(path) for word in ("norm", "bias", "router"))
-        return spec if kept else dataclasses.replace(spec, dtype=model.matmul_dtype)
+        name = path_name(path)
+        if any(word in name for word in ("norm", "bias", "router")):
+            return spec
+        if weights == "same" or name.startswith(("embed", "head")) or name.endswith("merge"):
+            return dataclasses.replace(spec, dtype=model.head_dtype)
+        return quantized_spec(spec, weights, contract=2 if name.endswith("attention/o") else 1)
 
     return jax.tree_util.tree_map_with_path(one, specs(model), is_leaf=is_spec)
 
@@ -178,7 +187,7 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
         ],
         axis=-1,
     )
-    x = project(x, m["merge"], model.matmul_dtype)
+    x = project(x, m["merge"], model.head_dtype)  # not in FP8 in the released weights either
     ff = model.segments[-1].ff
     last = segments != jnp.pad(segments, ((0, 0), (0, 1)))[:, 1:]  # sees a neighbour's token: it counts nowhere
     (x, balance), (load, experts, _) = _layer(

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.lora import Adapted, is_adapted
-from r1jax.nn.matmul import precision
+from r1jax.nn import fp8
+from r1jax.nn.matmul import beside, precision
+from r1jax.nn.quantized import Quantized, plain
 
 
 class Groups(NamedTuple):
@@ -76,19 +78,21 @@ def _sort_gradient(g: jax.Array, groups: Groups) -> jax.Array:
     return sort(g, groups).at[groups.place.size :].set(0)
 
 
-def project(x: jax.Array, kernels: jax.Array | Adapted, groups: Groups, dtype: str) -> jax.Array:
+def project(x: jax.Array, kernels: jax.Array | Adapted | Quantized, groups: Groups, dtype: str) -> jax.Array:
     """Sorted rows x[R + b, D] times kernels[E, D, F] of their experts: float32[R + b, F]. Its last b rows mean nothing.
 
-    Operands are cast to ``dtype`` and products accumulate in float32, forward and backward, as in ``nn.matmul.project``.
+    Operands are cast to ``dtype`` and products accumulate in float32, forward and backward, as in ``nn.matmul.project``. In
+    ``fp8`` a block's rows are a tile of the kernels' gradient.
     """
     if is_adapted(kernels):
-        low = _project(x, kernels.a, groups, dtype).astype(x.dtype) * kernels.scale
-        return _project(x, kernels.base, groups, dtype) + _project(low, kernels.b, groups, dtype)
+        small = beside(dtype)
+        low = _project(x, kernels.a, groups, small).astype(x.dtype) * kernels.scale
+        return _project(x, kernels.base, groups, dtype) + _project(low, kernels.b, groups, small)
     return _project(x, kernels, groups, dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _project(x: jax.Array, kernels: jax.Array, groups: Groups, dtype: str) -> jax.Array:
+def _project(x: jax.Array, kernels: jax.Array | Quantized, groups: Groups, dtype: str) -> jax.Array:
     return _rows(x, kernels, groups, dtype, 0)
 
 
@@ -98,8 +102,10 @@ def _forward(x, kernels, groups, dtype):
 
 def _backward(dtype, saved, g):
     x, kernels, groups = saved
-    dx = _rows(g, kernels, groups, dtype, 1)
-    return dx.astype(x.dtype), _kernels(x, g, groups, kernels.shape[0], dtype).astype(kernels.dtype), None
+    dx = _rows(g, kernels, groups, dtype, 1).astype(x.dtype)
+    if isinstance(kernels, Quantized):
+        return dx, None, None
+    return dx, _kernels(x, g, groups, kernels.shape[0], dtype).astype(kernels.dtype), None
 
 
 _project.defvjp(_forward, _backward)
@@ -108,17 +114,29 @@ _project.defvjp(_forward, _backward)
 def _rows(x, kernels, groups, dtype, contract):
     """float32 x[R + b, :] times its expert's kernel over the kernel's axis ``contract``."""
     b = x.shape[0] - groups.place.size
+    width = (kernels.values if isinstance(kernels, Quantized) else kernels).shape[2 - contract]
 
     def block(i, out):
         rows = jax.lax.dynamic_slice_in_dim(x, groups.start[i], b)
         # XLA:CPU widens bfloat16 to slice it, and would do so to all kernels before the loop if they did not depend on i.
         held, i = jax.lax.optimization_barrier((kernels, i))
-        kernel = jax.lax.dynamic_index_in_dim(held, groups.expert[i], keepdims=False)
-        y = _dot(rows, kernel, 1, contract, dtype)
+        kernel = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, groups.expert[i], keepdims=False), held)
+        y = _one(rows, kernel, contract, dtype)
         # The rows of the experts that follow are wrong until their own block comes.
         return jax.lax.dynamic_update_slice_in_dim(out, y, groups.start[i], 0)
 
-    return jax.lax.fori_loop(0, groups.count, block, jnp.zeros((x.shape[0], kernels.shape[2 - contract]), jnp.float32))
+    return jax.lax.fori_loop(0, groups.count, block, jnp.zeros((x.shape[0], width), jnp.float32))
+
+
+def _one(rows, kernel, contract, dtype):
+    """float32 rows[b, :] times one expert's kernel over its axis ``contract``: 1 for the gradient of the rows."""
+    stored = kernel.values.dtype if isinstance(kernel, Quantized) else kernel.dtype
+    if dtype == "fp8" and stored != jnp.int8:
+        weights = fp8.Blocks(kernel.values, kernel.scales) if stored == fp8.E4M3 else fp8.blocks(kernel)
+        found = fp8.tiles(rows, floor=fp8.NO_FLOOR if contract else fp8.FLOOR)
+        return fp8.product(found, fp8.tiles_of_blocks(weights, contract))
+    dtype = "bfloat16" if dtype == "fp8" else dtype
+    return _dot(rows, plain(kernel, dtype), 1, contract, dtype)
 
 
 def _kernels(x, g, groups, n_experts, dtype):
@@ -127,7 +145,12 @@ def _kernels(x, g, groups, n_experts, dtype):
 
     def block(i, out):
         rows, down = (jax.lax.dynamic_slice_in_dim(a, groups.start[i], b) for a in (x, g))
-        y = _dot(rows, jnp.where(jnp.arange(b)[:, None] < groups.rows[i], down, 0), 0, 0, dtype)
+        mine = jnp.arange(b)[:, None] < groups.rows[i]
+        down = jnp.where(mine, down, 0)
+        if dtype == "fp8":  # the others' rows would take part in the factors
+            y = fp8.product(fp8.tiles(jnp.where(mine, rows, 0), 0), fp8.tiles(down, 0, fp8.NO_FLOOR))
+        else:
+            y = _dot(rows, down, 0, 0, dtype)
         return out.at[groups.expert[i]].add(y)
 
     return jax.lax.fori_loop(0, groups.count, block, jnp.zeros((n_experts, x.shape[1], g.shape[1]), jnp.float32))

@@ -105,7 +105,7 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, position
 def _cached(params, q_nope, q_rope, blocks, positions, model):
     """The absorbed path against the cache. A query of latent and rotary part meets a place as it lies, and of the weighted sum
     of places the latent part is read: splitting the places would copy them."""
-    k_b, v_b = (kernel_of(params[name]).astype(q_nope.dtype) for name in ("k_b", "v_b"))
+    k_b, v_b = (kernel_of(params[name], q_nope.dtype) for name in ("k_b", "v_b"))
     q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(q_nope.dtype)
     b, t, n, rank = q_latent.shape
     q = jnp.concatenate([q_latent, q_rope], axis=-1).reshape(b, 1, t * n, -1)
@@ -125,7 +125,7 @@ def _expanded(params, q_nope, q_rope, latent, k_rope, mask, model):
 
 
 def _absorbed(params, q_nope, q_rope, latent, k_rope, mask, model):
-    k_b, v_b = (kernel_of(params[name]).astype(latent.dtype) for name in ("k_b", "v_b"))
+    k_b, v_b = (kernel_of(params[name], latent.dtype) for name in ("k_b", "v_b"))
     q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(latent.dtype)
     scores = einsum("btnr,bsr->bnts", q_latent, latent, model.matmul_dtype)
     scores += einsum("btnh,bsh->bnts", q_rope, k_rope, model.matmul_dtype)

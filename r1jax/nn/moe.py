@@ -11,7 +11,8 @@ from r1jax import config
 from r1jax.lora import Adapted, is_adapted
 from r1jax.nn import grouped
 from r1jax.nn import mlp as dense
-from r1jax.nn.matmul import einsum, kernel_of, project
+from r1jax.nn.matmul import beside, einsum, kernel_of, project
+from r1jax.nn.quantized import Quantized
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain, one_cpu
 
@@ -56,7 +57,7 @@ def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None
     Args:
       routes: int32[B, T, K] replays recorded choices; gates are still computed from x.
     """
-    logits = jnp.matmul(x.astype(jnp.float32), kernel_of(params["router"]).astype(jnp.float32), precision="highest")
+    logits = jnp.matmul(x.astype(jnp.float32), kernel_of(params["router"], jnp.float32), precision="highest")
     scores = jax.nn.sigmoid(logits) if moe.scoring == "sigmoid" else jax.nn.softmax(logits, axis=-1)
     if routes is None:
         biased = scores + params["router_bias"] if moe.bias else scores
@@ -95,27 +96,37 @@ def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.
 
 def experts_dense(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
     """``experts`` as one SwiGLU of width E * F whose channels are weighted by their expert's gate. The cost grows with E."""
-    e = model.moe.n_experts
+    e, dtype = model.moe.n_experts, model.matmul_dtype
     weight = einsum("btk,btke->bte", routing.gates, jax.nn.one_hot(routing.experts, e, dtype=jnp.float32), "float32")
-    gate, up = (_into_each(x, params[name], model.matmul_dtype) for name in ("gate", "up"))
+    gate, up = (_into_each(x, params[name], dtype) for name in ("gate", "up"))
     hidden = jax.nn.silu(gate) * up
     hidden = constrain(hidden * weight[..., None].astype(hidden.dtype), "batch", "sequence", "experts", "mlp")
-    return _out_of_all(hidden, params["down"], model.matmul_dtype)
+    return _out_of_all(hidden, params["down"], dtype)
 
 
-def _into_each(x: jax.Array, kernels: jax.Array | Adapted, dtype: str) -> jax.Array:
+def _is_scaled(kernels: jax.Array | Quantized, dtype: str) -> bool:
+    """Factors of scaled operands are an expert's own, so there each expert has its own product."""
+    return dtype == "fp8" or isinstance(kernels, Quantized)
+
+
+def _into_each(x: jax.Array, kernels: jax.Array | Adapted | Quantized, dtype: str) -> jax.Array:
     """x[B, T, D] times each of kernels[E, D, F]: [B, T, E, F]."""
     if is_adapted(kernels):
-        low = _into_each(x, kernels.a, dtype) * kernels.scale
-        return _into_each(x, kernels.base, dtype) + _within_each(low, kernels.b, dtype)
+        low = _into_each(x, kernels.a, beside(dtype)) * kernels.scale
+        return _into_each(x, kernels.base, dtype) + _within_each(low, kernels.b, beside(dtype))
+    if _is_scaled(kernels, dtype):
+        return jax.vmap(lambda kernel: project(x, kernel, dtype), out_axes=2)(kernels)
     return project(x, jnp.moveaxis(kernels, 0, 1), dtype)
 
 
-def _out_of_all(x: jax.Array, kernels: jax.Array | Adapted, dtype: str) -> jax.Array:
+def _out_of_all(x: jax.Array, kernels: jax.Array | Adapted | Quantized, dtype: str) -> jax.Array:
     """x[B, T, E, F] times kernels[E, F, D], summed over the experts: [B, T, D]."""
     if is_adapted(kernels):
-        low = _within_each(x, kernels.a, dtype) * kernels.scale
-        return _out_of_all(x, kernels.base, dtype) + _out_of_all(low, kernels.b, dtype)
+        low = _within_each(x, kernels.a, beside(dtype)) * kernels.scale
+        return _out_of_all(x, kernels.base, dtype) + _out_of_all(low, kernels.b, beside(dtype))
+    if _is_scaled(kernels, dtype):
+        out = jax.vmap(lambda h, kernel: project(h, kernel, dtype), (2, 0))(x, kernels)
+        return out.sum(0, dtype=jnp.float32).astype(x.dtype)
     return project(x, kernels, dtype, contract=2)
 
 

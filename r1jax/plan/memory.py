@@ -347,9 +347,9 @@ class Sampling:
           trained: the trainer's weights beside it, as ShapeDtypeStructs with shardings. What needs no copy counts nothing.
         """
         rules = sharding.rules("decode", model.attention.kind)
-        specs = lora.adapt(decoder.read_specs(model), adapters)
+        specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
         weights = laid_out(specs, sharding.param_shardings(specs, mesh, rules))
-        if trained is not None:
+        if trained is not None and adapters.rank:
             moves = lora.moving(specs, adapters)
             copied = jax.tree.map(lambda moved, x, theirs: moved or not fits(theirs, x, x.sharding), moves, weights, trained)
             weights, _ = parameters.split(weights, copied)

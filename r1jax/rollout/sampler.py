@@ -94,7 +94,7 @@ class Sampler:
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
         self.slots = -(-engine.slots // self.ways) * self.ways
-        self.specs = lora.adapt(decoder.read_specs(model), adapters)
+        self.specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
         self._weights = Weights(self.specs, mesh, self.rules, lora.moving(self.specs, adapters))
         self.shardings = self._weights.shardings
         self._loop = Loop(model, self.slots, tuple(end_ids), seed)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax import params as parameters
 from r1jax import sharding
+from r1jax.nn import quantized
 from r1jax.nn.matmul import Turned
 from r1jax.params import ParamSpec, is_spec, map_specs
 
@@ -86,7 +87,7 @@ class Weights:
 
     def _copier(self, specs: Tree, where: Tree) -> Callable[[Tree], Tree]:
         def copy(params):
-            return self._apart(turn, specs, parameters.cast(params, specs))
+            return self._apart(turn, specs, quantized.read(params, specs))
 
         return jax.jit(copy, out_shardings=self._apart(lie, specs, where))
 
