@@ -150,11 +150,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, table)))
 
 
-def one_cpu() -> bool:
-    """Whether what is being traced will run on one CPU device."""
+def one_device() -> str | None:
+    """The platform of the one device that what is being traced will run on; None where there are several."""
     current = _current.get()
     devices = jax.devices()[:1] if current is None else current[0].devices.flat
-    return len(devices) == 1 and devices[0].platform == "cpu"
+    return devices[0].platform if len(devices) == 1 else None
 
 
 def put(x: np.ndarray, mesh: jax.sharding.Mesh, table: Rules, *axes: str | None) -> jax.Array:

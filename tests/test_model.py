@@ -215,35 +215,6 @@ def test_float32_is_float32_on_accelerators_too(model):
     assert 0 < sum(p is not None for p in quick) < 20  # the router and the gates
 
 
-@pytest.mark.parametrize("vocab", [40_000, 32_003])  # four equal chunks; a prime, whose last chunk overlaps
-def test_chunked_log_probabilities_are_the_whole_softmaxs(vocab):
-    size, temperature = logprobs.chunk_size(vocab), 0.7
-    assert 8_000 < size <= logprobs.CHUNK
-    targets = jnp.array([[0, 5, vocab - size, size - 1, size, vocab - 1]])
-    hidden = 2 * jax.random.normal(jax.random.key(0), (1, 6, 8))  # logits up to 30
-    kernel = jax.random.normal(jax.random.key(1), (8, vocab)) * 2
-    kernel = kernel.at[:, vocab - size].multiply(3)  # a heavy entry where the last chunk begins
-    weights = jax.random.normal(jax.random.key(2), (2, 1, 6))
-
-    def ours(hidden, kernel):
-        out = jnp.stack(logprobs.token_logprobs(hidden, kernel, targets, temperature=temperature))
-        return (out * weights).sum(), out
-
-    def theirs(hidden, kernel):
-        all_ = jax.nn.log_softmax(hidden @ kernel / temperature)
-        out = jnp.stack([jnp.take_along_axis(all_, targets[..., None], -1)[..., 0], -(jnp.exp(all_) * all_).sum(-1)])
-        return (out * weights).sum(), out
-
-    (_, value), grads = jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(hidden, kernel)
-    (_, expected), expected_grads = jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(hidden, kernel)
-    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-4)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-4), grads, expected_grads)
-
-
-def test_vocabularies_are_cut_into_few_chunks():
-    assert [logprobs.chunk_size(v) for v in (512, 16_384, 16_385, 129_280)] == [512, 16_384, 8_193, 16_160]
-
-
 @jit
 def both(params, tokens, positions, segments, prefix):
     """The trunk's and the prediction module's hidden states."""

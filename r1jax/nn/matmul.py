@@ -26,7 +26,7 @@ def project(x: jax.Array, kernel: jax.Array, dtype: str, contract: int = 1) -> j
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _project(x: jax.Array, w: jax.Array, dtype: str, contract: int) -> jax.Array:
-    return _dot(x, w, dtype, range(x.ndim - contract, x.ndim), range(contract)).astype(x.dtype)
+    return dot(x, w, dtype, range(x.ndim - contract, x.ndim), range(contract)).astype(x.dtype)
 
 
 def _forward(x, w, dtype, contract):
@@ -36,15 +36,15 @@ def _forward(x, w, dtype, contract):
 def _backward(dtype, contract, saved, g):
     x, w = saved
     rows = x.ndim - contract
-    dx = _dot(g, w, dtype, range(rows, g.ndim), range(contract, w.ndim))
-    dw = _dot(x, g, dtype, range(rows), range(rows))
+    dx = dot(g, w, dtype, range(rows, g.ndim), range(contract, w.ndim))
+    dw = dot(x, g, dtype, range(rows), range(rows))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
 _project.defvjp(_forward, _backward)
 
 
-def _dot(x: jax.Array, y: jax.Array, dtype: str, of_x: Sequence[int], of_y: Sequence[int]) -> jax.Array:
+def dot(x: jax.Array, y: jax.Array, dtype: str, of_x: Sequence[int], of_y: Sequence[int]) -> jax.Array:
     """Sums over these axes. No axes are merged: a merged one could not stay split over two axes of a mesh."""
     return jax.lax.dot_general(
         x.astype(dtype), y.astype(dtype), ((of_x, of_y), ((), ())),

@@ -26,7 +26,7 @@ from r1jax import config, sharding
 from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
-from r1jax.models.logprobs import chunk_size
+from r1jax.models.logprobs import ROWS, chunk_size
 from r1jax.rollout.sampler import ROUND_TO
 from r1jax.train import objectives
 from r1jax.train.update import Trainer
@@ -163,7 +163,8 @@ def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mes
         kept_by_trunk = kept_by_loss(stage, trunk, {name: m for name, m in mask.items() if name != "mtp"}, shape)
         # The MTP module comes last and its backward pass first: it is gone when the trunk's begins.
         kept, working = kept_by_trunk, max(working, kept - kept_by_trunk)
-    logits = 2 * math.prod(shape) * chunk_size(model.vocab_size) * F32
+    rows = min(math.prod(shape), ROWS) if mesh.size == 1 else math.prod(shape)
+    logits = 2 * rows * chunk_size(model.vocab_size) * F32
     return (kept + max(working, logits)) // mesh.shape["context"]
 
 
