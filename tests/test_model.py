@@ -17,6 +17,7 @@ from r1jax.config.model import CONFIG_671B
 from r1jax.models import cache as caches
 from r1jax.models import decoder, logprobs
 from r1jax.nn import mla, rope
+from r1jax.nn.attention import Packed
 from r1jax.nn.matmul import project
 from r1jax.train import objectives
 from r1jax.types import PackedBatch
@@ -65,14 +66,14 @@ def test_both_paths_of_latent_attention_agree_in_value_and_gradient(params):
     layer = jax.tree.map(lambda x: x[0], params[MLA]["segments"][0]["attention"])
     x = jax.random.normal(jax.random.key(0), (2, 5, MLA.d_model))
     positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
-    mask = jnp.broadcast_to(jnp.tril(jnp.ones((5, 5), bool)), (2, 5, 5))
+    packed = Packed(jnp.ones((2, 5), jnp.int32), None)
     angles = rope.angles(positions, MLA.attention.rope_dim, MLA.rope)
     weights = jax.random.normal(jax.random.key(1), x.shape)
 
     @partial(jit, static_argnums=2)
     @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def run(layer, x, absorbed):
-        out, _ = mla.attend(layer, x, angles, mask, model=MLA, absorbed=absorbed)
+        out, _ = mla.attend(layer, x, angles, packed=packed, model=MLA, absorbed=absorbed)
         return (out * weights).sum(), out
 
     (_, expanded), expanded_grads = run(layer, x, False)

@@ -47,6 +47,7 @@ STAGES = ("stages.grpo", "stages.sft", "stages.rejection_sampling", "stages.rewa
 
 # Package -> the only places of ours that may import it.
 THIRD_PARTY = {
+    "tokamax": ("nn.kernels",),
     "orbax": ("checkpoint",),
     "grain": ("data",),
     "optax": ("train",),

@@ -11,6 +11,7 @@ from typing import Literal
 from r1jax.config.base import ConfigError
 
 DType = Literal["float32", "bfloat16"]
+AttentionKernel = Literal["auto", "reference", "chunked", "fused"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,10 @@ class Model:
     matmul_dtype: DType = "float32"
     """Operands of matrix products; they accumulate in float32."""
     param_dtype: DType = "float32"
+    attention_kernel: AttentionKernel = "auto"
+    """How packed rows attend, to the same values: ``reference`` holds the scores of all pairs of tokens of a row, ``chunked``
+    goes by blocks, with memory in proportion to the row, and ``fused`` is the accelerator's own kernel (tokamax on NVIDIA,
+    splash attention on TPU). ``auto`` takes the fused one where there is one, and elsewhere ``chunked`` for long rows."""
     remat: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import DType, Model
+from r1jax.config.model import AttentionKernel, DType, Model
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
 
@@ -38,6 +38,8 @@ class Stage:
     """Activations between matrix products; None keeps the model's."""
     matmul_dtype: DType | None = None
     """Operands of matrix products; None keeps the model's. Sums are float32 either way."""
+    attention_kernel: AttentionKernel | None = None
+    """How packed rows attend; None keeps the model's choice."""
     remat: bool | None = None
     """Recompute layers in the backward pass; None keeps the model's choice."""
     bias_rate: float = 0.001

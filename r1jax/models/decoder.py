@@ -17,7 +17,7 @@ from r1jax import config
 from r1jax.nn import gqa, mla, norms, rope
 from r1jax.nn import mlp as dense
 from r1jax.nn import moe as sparse
-from r1jax.nn.attention import cache_mask, packed_mask
+from r1jax.nn.attention import Packed, cache_mask
 from r1jax.nn.matmul import project
 from r1jax.params import ParamSpec, is_spec, path_name, stack
 from r1jax.sharding import constrain
@@ -107,7 +107,7 @@ def forward(
       (hidden [B, T, D], Aux, cache).
     """
     angles = rope.angles(positions, _rotary_dim(model), model.rope)
-    mask = packed_mask(segments, prefix) if cache is None else cache_mask(positions, cache[0].shape[2])
+    mask = None if cache is None else cache_mask(positions, cache[0].shape[2])
     x = constrain(embed(params, tokens, model), "batch", "sequence", None)
     loads, chosen, balance, caches = [], [], jnp.zeros((), jnp.float32), []
     for i, segment in enumerate(model.segments):
@@ -115,6 +115,7 @@ def forward(
             _layer,
             angles=angles,
             mask=mask,
+            packed=Packed(segments, prefix),
             segments=segments,
             start=positions[:, 0],
             ff=segment.ff,
@@ -163,7 +164,8 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
         carry,
         (m["layer"], 0, None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
-        mask=packed_mask(segments, prefix),
+        mask=None,
+        packed=Packed(segments, prefix),
         segments=jnp.where(last, 0, segments),
         start=None,
         ff=ff,
@@ -182,14 +184,14 @@ def _rotary_dim(model: config.Model) -> int:
     return model.attention.rope_dim if model.attention.kind == "mla" else model.attention.head_dim
 
 
-def _layer(carry, inputs, *, angles, mask, segments, start, ff: str, model: config.Model, absorbed):
+def _layer(carry, inputs, *, angles, mask, packed, segments, start, ff: str, model: config.Model, absorbed):
     """Pre-norm attention and feed-forward with residuals. A scan body: the cache is a carry, so that it is updated in place."""
     x, cache, balance = carry
     params, index, routes = inputs
     options = {"absorbed": absorbed} if model.attention.kind == "mla" else {}
     y = norms.rms_norm(x, params["attention_norm"]["scale"], model.norm_eps)
     y, cache = _attention(model).attend(
-        params["attention"], y, angles, mask, model=model, cache=cache, layer=index, start=start, **options
+        params["attention"], y, angles, model=model, packed=packed, mask=mask, cache=cache, layer=index, start=start, **options
     )
     x = constrain(x + y, "batch", "sequence", None)
     y = norms.rms_norm(x, params["ff_norm"]["scale"], model.norm_eps)

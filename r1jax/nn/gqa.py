@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from r1jax import config
-from r1jax.nn import norms
-from r1jax.nn.attention import read_layer, softmax, write_rows
+from r1jax.nn import attention, norms
+from r1jax.nn.attention import Packed, read_layer, softmax, write_rows
 from r1jax.nn.matmul import einsum, project
 from r1jax.nn.rope import rotate
 from r1jax.params import ParamSpec
@@ -39,12 +39,15 @@ def cache_shape(model: config.Model, batch: int, length: int) -> tuple[tuple[int
     return (batch, length, a.n_kv_heads, 2 * a.head_dim), ("batch", None, "kv_heads", None)
 
 
-def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=None, start=None):
+def attend(
+    params, x, angles, *, model: config.Model, packed: Packed | None = None, mask=None, cache=None, layer=None, start=None
+):
     """Self-attention of x[B, T, D].
 
     Args:
       angles: (cos, sin), each float32[B, T, head_dim / 2].
-      mask: bool[B, T, S]; S is T, or the cache's length.
+      packed: which sequence each token is of, without a cache.
+      mask: bool[B, T, S] over the cache, with one.
       cache: [B, L, S, KV, 2 H] or None; the keys and values of x are written at ``[b, layer, start[b]:]`` before attending.
 
     Returns:
@@ -60,10 +63,14 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=No
     if a.qk_norm:
         q, k = (norms.rms_norm(y, params[f"{n}_norm"], model.norm_eps) for y, n in ((q, "q"), (k, "k")))
     q, k = (rotate(y, *angles, model.rope.interleaved) for y in (q, k))
-    if cache is not None:
-        cache = write_rows(cache, layer, jnp.concatenate([k, v], axis=-1), start)
-        k, v = jnp.split(read_layer(cache, layer).astype(x.dtype), 2, axis=-1)
     q = constrain(q, "batch", "sequence", "heads", None)
+    if cache is None:
+        out = attention.attend(
+            q, k, v, packed, scale=a.head_dim**-0.5, dtype=model.matmul_dtype, kernel=model.attention_kernel
+        )
+        return project(out, params["o"], model.matmul_dtype, contract=2), None
+    cache = write_rows(cache, layer, jnp.concatenate([k, v], axis=-1), start)
+    k, v = jnp.split(read_layer(cache, layer).astype(x.dtype), 2, axis=-1)
     b, t = x.shape[:2]
     q = q.reshape(b, t, a.n_kv_heads, a.n_heads // a.n_kv_heads, a.head_dim)
     scores = einsum("btkgh,bskh->bkgts", q, k, model.matmul_dtype) * a.head_dim**-0.5

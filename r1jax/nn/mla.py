@@ -11,8 +11,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from r1jax import config
-from r1jax.nn import norms
-from r1jax.nn.attention import read_layer, softmax, write_rows
+from r1jax.nn import attention, norms
+from r1jax.nn.attention import Packed, packed_mask, read_layer, softmax, write_rows
 from r1jax.nn.matmul import einsum, project
 from r1jax.nn.rope import mscale, rotate
 from r1jax.params import ParamSpec
@@ -58,12 +58,16 @@ def softmax_scale(model: config.Model) -> float:
     return (a.nope_dim + a.rope_dim) ** -0.5 * m * m
 
 
-def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=None, start=None, absorbed: bool | None = None):
+def attend(
+    params, x, angles, *, model: config.Model, packed: Packed | None = None, mask=None, cache=None, layer=None, start=None,
+    absorbed: bool | None = None,
+):  # fmt: skip
     """Self-attention of x[B, T, D].
 
     Args:
       angles: (cos, sin), each float32[B, T, rope_dim / 2].
-      mask: bool[B, T, S]; S is T, or the cache's length.
+      packed: which sequence each token is of, without a cache.
+      mask: bool[B, T, S] over the cache, with one.
       cache: [B, L, S, kv_rank + rope_dim] or None; x's latents are written at ``[b, layer, start[b]:]`` before attending.
       absorbed: which path; None takes the absorbed one for a single query and the expanded one otherwise.
 
@@ -89,9 +93,22 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, layer=No
         cache = write_rows(cache, layer, jnp.concatenate([latent, k_rope], axis=-1), start)
         latent, k_rope = jnp.split(read_layer(cache, layer).astype(x.dtype), [a.kv_rank], axis=-1)
 
-    inner = _absorbed if absorbed else _expanded
-    out = inner(params, q_nope, q_rope, latent, k_rope, mask, model)
+    if cache is None and not absorbed:
+        out = _packed(params, q_nope, q_rope, latent, k_rope, packed, model)
+    else:
+        inner = _absorbed if absorbed else _expanded
+        out = inner(params, q_nope, q_rope, latent, k_rope, packed_mask(*packed) if cache is None else mask, model)
     return project(out, params["o"], model.matmul_dtype, contract=2), cache
+
+
+def _packed(params, q_nope, q_rope, latent, k_rope, packed, model):
+    k = project(latent, params["k_b"], model.matmul_dtype)
+    v = project(latent, params["v_b"], model.matmul_dtype)
+    k_rope = jnp.broadcast_to(k_rope[:, :, None], (*k.shape[:3], k_rope.shape[-1]))
+    q, k = jnp.concatenate([q_nope, q_rope], axis=-1), jnp.concatenate([k, k_rope], axis=-1)
+    return attention.attend(
+        q, k, v, packed, scale=softmax_scale(model), dtype=model.matmul_dtype, kernel=model.attention_kernel
+    )
 
 
 def _expanded(params, q_nope, q_rope, latent, k_rope, mask, model):

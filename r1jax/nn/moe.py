@@ -12,7 +12,7 @@ from r1jax.nn import grouped
 from r1jax.nn import mlp as dense
 from r1jax.nn.matmul import einsum, project
 from r1jax.params import ParamSpec
-from r1jax.sharding import constrain, one_device
+from r1jax.sharding import constrain, one_device, platform
 
 
 class Routing(NamedTuple):
@@ -88,7 +88,8 @@ def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.
     sees every token: with half of them chosen the grouped form gains nothing on narrow layers, its loop would run block after
     block on an accelerator, and over several devices its gathers would cross them.
     """
-    form = experts_grouped if one_device() == "cpu" and 4 * model.moe.top_k <= model.moe.n_experts else experts_dense
+    few = 4 * model.moe.top_k <= model.moe.n_experts
+    form = experts_grouped if few and one_device() and platform() == "cpu" else experts_dense
     return form(params, x, routing, model)
 
 

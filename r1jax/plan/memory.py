@@ -27,6 +27,8 @@ from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.models.logprobs import ROWS, chunk_size
+from r1jax.nn.attention import LONG
+from r1jax.nn.chunked_attention import BLOCK
 from r1jax.rollout.sampler import ROUND_TO
 from r1jax.train import objectives
 from r1jax.train.update import Trainer
@@ -154,7 +156,7 @@ def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mes
     local = local_model(model, mesh)
     shape = (stage.micro_batch // sharding.batch_ways(mesh, sharding.TRAIN), stage.sequence_length)
     kept = kept_by_loss(stage, local, mask, shape)
-    working = 2 * shape[0] * local.attention.n_heads * shape[1] ** 2 * F32
+    working = 2 * shape[0] * local.attention.n_heads * scores(model, shape[1]) * F32
     if model.remat:
         layers = [(kept_by_layer(local, s.ff, shape), s.count) for s in local.segments]
         looped = max((size for size, count in layers if count > 1), default=0)
@@ -166,6 +168,12 @@ def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mes
     rows = min(math.prod(shape), ROWS) if mesh.size == 1 else math.prod(shape)
     logits = 2 * rows * chunk_size(model.vocab_size) * F32
     return (kept + max(working, logits)) // mesh.shape["context"]
+
+
+def scores(model: config.Model, length: int) -> int:
+    """How many a head has at a time, of a row."""
+    whole = model.attention_kernel == "reference" or model.attention_kernel == "auto" and length <= LONG
+    return length**2 if whole else BLOCK**2
 
 
 def local_model(model: config.Model, mesh: jax.sharding.Mesh) -> config.Model:
