@@ -107,7 +107,7 @@ def test_a_token_s_output_does_not_depend_on_the_others():
 
 def test_inside_scanned_layers_with_remat_and_on_a_mesh(monkeypatch):
     """Two scanned layers on one device, where they are grouped, give the gradients of eight devices, where they are not."""
-    model = dataclasses.replace(GQA, segments=(config.Segment("moe", 2),), remat=True)
+    model = dataclasses.replace(GQA, segments=(config.Segment("moe", 2),), remat="layer")
     params = draw(model)
     tokens = np.random.default_rng(1).integers(0, model.vocab_size, (8, 6)).astype(np.int32)
     positions = np.broadcast_to(np.arange(6, dtype=np.int32), tokens.shape)

@@ -16,9 +16,10 @@ from r1jax import params as parameters
 from r1jax.config.model import CONFIG_671B
 from r1jax.models import cache as caches
 from r1jax.models import decoder, logprobs
-from r1jax.nn import mla, rope
+from r1jax.nn import chunked_attention, mla, rope
 from r1jax.nn.attention import Packed
 from r1jax.nn.matmul import project
+from r1jax.plan import memory
 from r1jax.train import objectives
 from r1jax.types import PackedBatch
 
@@ -134,20 +135,35 @@ def test_the_671b_model_has_its_parameters():
     assert cached == 61 * (512 + 64)
 
 
-def test_recomputing_layers_leaves_the_gradients():
-    model = dataclasses.replace(MLA, segments=(config.Segment("moe", 2),), mtp_depth=0)
+@pytest.mark.parametrize("kernel", ["reference", "chunked"])
+def test_recomputing_leaves_the_gradients_and_keeps_less(kernel, monkeypatch):
+    monkeypatch.setattr(chunked_attention, "BLOCK", LENGTH // 3)
+    model = dataclasses.replace(MLA, segments=(config.Segment("moe", 2),), mtp_depth=0, attention_kernel=kernel)
     params = draw(model)
 
-    def gradient(model):
-        def loss(params):
-            hidden, aux, _ = decoder.forward(params, TOKENS, POSITIONS, np.ones_like(TOKENS), model=model)
+    def loss(remat):
+        def of(params):
+            ones = np.ones_like(TOKENS)
+            its = dataclasses.replace(model, remat=remat)
+            hidden, aux, _ = decoder.forward(params, TOKENS, POSITIONS, ones, model=its)
             return jnp.square(hidden + 0.5).sum() + aux.balance
 
-        return jit(jax.grad(loss))
+        return of
 
-    kept, recomputed = gradient(model), gradient(dataclasses.replace(model, remat=True))
-    assert "remat" in str(recomputed.trace(params).jaxpr) and "remat" not in str(kept.trace(params).jaxpr)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), recomputed(params), kept(params))
+    def kept(remat):
+        return memory.kept_bytes(lambda params: jax.vjp(loss(remat), params)[1], params)
+
+    expected = jit(jax.grad(loss("none")))(params)
+    policies = ("none", "dots", "attention", "layer", "offload")
+    for remat in policies[1:]:
+        found = jit(jax.grad(loss(remat)))(params)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), found, expected)
+    sizes = [kept(remat) for remat in policies]
+    assert all(more > less for more, less in zip(sizes, sizes[1:], strict=False)), sizes
+    # of 2 layers: their inputs, and beside these the attention's output, and the log-sum-exp of each head in blocks
+    assert sizes[3] - sizes[4] == 2 * TOKENS.size * model.d_model * 4
+    held = model.attention.v_dim if kernel == "reference" else model.attention.v_dim + 1
+    assert sizes[2] - sizes[3] == 2 * TOKENS.size * model.attention.n_heads * held * 4
 
 
 @pytest.mark.parametrize(("contract", "tail"), [(1, (4, 3)), (2, (6,))])

@@ -9,7 +9,7 @@ from typing import Literal
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import AttentionKernel, DType, Model
+from r1jax.config.model import AttentionKernel, DType, Model, Remat
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
 
@@ -40,8 +40,8 @@ class Stage:
     """Operands of matrix products; None keeps the model's. Sums are float32 either way."""
     attention_kernel: AttentionKernel | None = None
     """How packed rows attend; None keeps the model's choice."""
-    remat: bool | None = None
-    """Recompute layers in the backward pass; None keeps the model's choice."""
+    remat: Remat | None = None
+    """What the backward pass computes again; None keeps the model's choice."""
     bias_rate: float = 0.001
     """Step of the router's balancing bias (V3: 0.001; for R1 unpublished); 0 freezes it."""
     balance_weight: float = 0.0001

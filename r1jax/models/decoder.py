@@ -7,11 +7,13 @@ sampler). Rollout and training call the same function.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from r1jax import config
 from r1jax.nn import gqa, mla, norms, rope
@@ -62,6 +64,26 @@ def specs(model: config.Model) -> dict:
             "final_norm": norms.specs(model.d_model, model.param_dtype),
         }
     return out
+
+
+def recomputed(layer: Callable, remat: config.model.Remat) -> Callable:
+    """``layer`` whose gradient makes again what ``remat`` says. Names are given to arrays where they are made."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return layer
+    if remat == "dots":
+        return jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
+    if remat == "attention":
+        return jax.checkpoint(layer, policy=policies.save_only_these_names("attention"))
+    if remat == "offload":
+        host = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["layer_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        return jax.checkpoint(layer, policy=host)
+    return jax.checkpoint(layer)
 
 
 def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
@@ -122,7 +144,7 @@ def forward(
             model=model,
             absorbed=absorbed,
         )
-        layer = jax.checkpoint(layer) if model.remat else layer
+        layer = recomputed(layer, model.remat)
         carry = (x, None if cache is None else cache[i], balance)
         inputs = (params["segments"][i], jnp.arange(segment.count), None if routes is None else routes[i])
         (x, segment_cache, balance), (load, experts) = jax.lax.scan(layer, carry, inputs)
@@ -187,6 +209,7 @@ def _rotary_dim(model: config.Model) -> int:
 def _layer(carry, inputs, *, angles, mask, packed, segments, start, ff: str, model: config.Model, absorbed):
     """Pre-norm attention and feed-forward with residuals. A scan body: the cache is a carry, so that it is updated in place."""
     x, cache, balance = carry
+    x = checkpoint_name(x, "layer_input")
     params, index, routes = inputs
     options = {"absorbed": absorbed} if model.attention.kind == "mla" else {}
     y = norms.rms_norm(x, params["attention_norm"]["scale"], model.norm_eps)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.nn import fused_attention
 from r1jax.nn.chunked_attention import Seen, chunked
@@ -55,7 +56,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, packed: Packed, *, scale: f
     """
     form = _form(kernel, q.shape[1], packed, dtype)
     if form == "reference":
-        return reference(q, k, v, packed_mask(*packed), scale, dtype)
+        return checkpoint_name(reference(q, k, v, packed_mask(*packed), scale, dtype), "attention")
     if k.shape[2] % ways("kv_heads"):  # each device gets the keys that its queries need
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     whole = ways("sequence") == 1

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.nn.matmul import einsum
 
@@ -131,7 +132,7 @@ def _forward(q, k, v, seen, scale, dtype):
         return (out / total[..., None]).astype(v.dtype), top + jnp.log(total)
 
     out, log_z = jax.lax.map(queries, jnp.arange(len(order)))
-    out, log_z = _joined(out), _joined(log_z)
+    out, log_z = (checkpoint_name(_joined(x), "attention") for x in (out, log_z))
     return out, (q, k, v, seen, out, log_z)
 
 

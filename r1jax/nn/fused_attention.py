@@ -67,6 +67,9 @@ def splash(
         block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile, block_kv_dkv_compute=tile,
         block_q_dq=tile, block_kv_dq=tile,
     )  # fmt: skip
-    kernel = library.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+    kernel = library.make_splash_mha(
+        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret,
+        residual_checkpoint_name="attention",
+    )  # fmt: skip
     out = jax.vmap(kernel)(q, k, v, segment_ids=library.SegmentIds(segments, segments))
     return jnp.swapaxes(out, 1, 2)[:, :length]

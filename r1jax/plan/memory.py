@@ -149,15 +149,15 @@ def device_count(tree: Any) -> int:
 def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, mask: Any) -> int:
     """Bytes per device of one micro-batch: what the forward pass keeps for the backward pass, and the latter's working set.
 
-    Without remat that is two layers' attention scores, or the logits of a chunk of the vocabulary. With remat a layer keeps its
-    input alone and makes the rest again while its gradient is taken: the working set is then a layer's, and that of every layer
-    that is a segment by itself too, for XLA makes no loop of it and undoes the remat.
+    Without remat that is two layers' attention scores, or the logits of a chunk of the vocabulary. With remat a layer keeps
+    what the policy says and makes the rest again while its gradient is taken: the working set is then a layer's, and that of
+    every layer that is a segment by itself too, for XLA makes no loop of it and undoes the remat.
     """
     local = local_model(model, mesh)
     shape = (stage.micro_batch // sharding.batch_ways(mesh, sharding.TRAIN), stage.sequence_length)
     kept = kept_by_loss(stage, local, mask, shape)
     working = 2 * shape[0] * local.attention.n_heads * scores(model, shape[1]) * F32
-    if model.remat:
+    if model.remat != "none":
         layers = [(kept_by_layer(local, s.ff, shape), s.count) for s in local.segments]
         looped = max((size for size, count in layers if count > 1), default=0)
         working = looped + sum(size for size, count in layers if count == 1)
@@ -203,10 +203,10 @@ def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tup
 
 
 def kept_by_layer(model: config.Model, ff: str, shape: tuple[int, int]) -> int:
-    """Bytes that one layer keeps for its gradient when nothing is computed again, beside its input."""
+    """Bytes that one layer would keep for its gradient and computes again instead."""
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    def kept(remat: bool) -> int:
+    def kept(remat: config.model.Remat) -> int:
         one = dataclasses.replace(model, segments=(config.Segment(ff, 1),), mtp_depth=0, remat=remat)
 
         def keep(params, tokens):
@@ -214,15 +214,16 @@ def kept_by_layer(model: config.Model, ff: str, shape: tuple[int, int]) -> int:
 
         return kept_bytes(keep, parameters.abstract(decoder.specs(one)), tokens)
 
-    return kept(remat=False) - kept(remat=True)
+    return kept("none") - kept(model.remat)
 
 
 def kept_bytes(keep, *args) -> int:
-    """Bytes of the arrays inside the backward function that ``keep(*args)`` returns. Arguments are there anyway."""
+    """Bytes of the arrays inside the backward function that ``keep(*args)`` returns, those in the host's memory left out.
+    Arguments are there anyway."""
     traced = jax.make_jaxpr(lambda *args: jax.tree.leaves(keep(*args)))(*args).jaxpr
     given = {id(v) for v in (*traced.invars, *traced.constvars)}
     found = {id(v): v.aval for v in traced.outvars if id(v) not in given}
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values())
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values() if a.memory_space != jax.memory.Space.Host)
 
 
 def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch:
@@ -343,8 +344,8 @@ def smaller(
     for part in (2, 4):
         if stage.micro_batch % (part * ways) == 0:
             changes.append({"micro_batch": stage.micro_batch // part})
-    if not model.remat:
-        changes.append({"remat": True})
+    if model.remat in ("none", "dots", "attention"):
+        changes.append({"remat": "layer"})
     if stage.engine.slots > 1:
         changes.append({"engine.slots": stage.engine.slots // 2})
     if isinstance(stage, config.GRPO) and stage.kl_beta > 0:
@@ -352,7 +353,7 @@ def smaller(
     by_name = list({next(iter(change)): change for change in changes}.values())  # of two batch sizes the smaller
     together = [dict(item for change in by_name[:n] for item in change.items()) for n in range(2, len(by_name) + 1)]
     for change in changes + together:
-        told = " with ".join(f"{name} {str(value).lower()}" for name, value in change.items())
+        told = " with ".join(f"{name} {value}" for name, value in change.items())
         fields = {name: value for name, value in change.items() if "." not in name}
         if "engine.slots" in change:
             fields["engine"] = dataclasses.replace(stage.engine, slots=change["engine.slots"])
@@ -373,15 +374,16 @@ def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, mo
     Args:
       phase: of the display, and after a comma what ran within it: ``rollout, compile``.
     """
-    doing = phase.partition(",")[0]
+    doing, deepest = phase.partition(",")[0], model.remat in ("layer", "offload")
     if doing == "load":
         change = "split the weights over more devices (mesh.fsdp), or end what else uses these"
     elif doing in ("rollout", "eval", "preflight"):
         change = f"set engine.slots below {stage.engine.slots}"
     elif stage.micro_batch > 1:
-        change = f"set micro_batch below {stage.micro_batch}" + ("" if model.remat else ", or remat true")
+        change = f"set micro_batch below {stage.micro_batch}" + ("" if deepest else ", or remat to layer")
     else:
-        change = "split sequences or weights over more devices (mesh.context, mesh.fsdp)" if model.remat else "set remat true"
+        split = "split sequences or weights over more devices (mesh.context, mesh.fsdp)"
+        change = split if deepest else "set remat to layer"
     return (
         f"out of memory in phase {phase}{wanted(error)}: planned were {human(found.need)} of {human(found.capacity)} per "
         f"device (largest: {largest(found)}); {change}"
