@@ -44,7 +44,7 @@ def config() -> GRPO:
         micro_batch="auto",
         param_dtype="bfloat16",
         matmul_dtype="bfloat16",
-        remat=True,
+        remat="layer",
         eval=Eval(every=50, limit=512, final_samples=1),
         checkpoint=Checkpoint(every=100),
     )

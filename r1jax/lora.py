@@ -107,10 +107,3 @@ def merged(kernel: Any, dtype: str | None = None) -> Any:
         a.astype(jnp.float32), b.astype(jnp.float32), (((a.ndim - 1,), (len(kept),)), (kept, kept)), precision="highest"
     )
     return (base.astype(jnp.float32) + kernel.scale * delta).astype(dtype or base.dtype)
-
-
-def columns(kernel: Any, start: jax.Array, size: int) -> Any:
-    """``kernel[:, start : start + size]`` of a kernel [in, out]."""
-    if is_adapted(kernel):
-        return kernel.replace(base=columns(kernel.base, start, size), b=columns(kernel.b, start, size))
-    return jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1)

@@ -43,7 +43,7 @@ def one_device():
     return sharding.make_mesh(config.Mesh(), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("model", [DENSE, dataclasses.replace(SPARSE, remat=True)])
+@pytest.mark.parametrize("model", [DENSE, dataclasses.replace(SPARSE, remat="layer")])
 def test_the_update_is_estimated_within_a_quarter_of_what_the_compiler_reports(model):
     s, mesh = stage(model), one_device()
     trainer = Trainer(s, model, mesh)
@@ -124,8 +124,8 @@ def test_what_does_not_fit_names_two_settings_that_do():
     quarter = memory.table(dataclasses.replace(s, micro_batch=2), DENSE, mesh).need
     for capacity, settings in (
         (need * 2 // 3, ("micro_batch 4", "micro_batch 2")),
-        (quarter, ("micro_batch 2", "micro_batch 2 with remat true")),
-        (quarter - 1, ("micro_batch 2 with remat true", "micro_batch 2 with remat true with engine.slots 8")),
+        (quarter, ("micro_batch 2", "micro_batch 2 with remat layer")),
+        (quarter - 1, ("micro_batch 2 with remat layer", "micro_batch 2 with remat layer with engine.slots 8")),
     ):
         found = memory.table(s, DENSE, mesh, capacity=capacity)
         assert not found.fits
@@ -192,10 +192,10 @@ def test_an_out_of_memory_error_says_what_to_change(text, asked):
     assert shortage.is_out_of_memory(error) and not shortage.is_out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: bad"))
     line = shortage.explain(error, "update", found, s, DENSE)
     assert line.startswith(f"out of memory in phase update{asked}: planned were ") and "of 1 GiB per device" in line
-    assert line.endswith("set micro_batch below 8, or remat true")
+    assert line.endswith("set micro_batch below 8, or remat to layer")
     assert shortage.explain(error, "eval", found, s, DENSE).endswith("set engine.slots below 16")
-    alone, deep = dataclasses.replace(s, micro_batch=1), dataclasses.replace(DENSE, remat=True)
-    assert shortage.explain(error, "update", found, alone, DENSE).endswith("set remat true")
+    alone, deep = dataclasses.replace(s, micro_batch=1), dataclasses.replace(DENSE, remat="layer")
+    assert shortage.explain(error, "update", found, alone, DENSE).endswith("set remat to layer")
     assert "mesh.context" in shortage.explain(error, "update", found, alone, deep)
 
 

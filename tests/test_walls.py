@@ -49,6 +49,7 @@ STARTERS = ("stages.pipeline", "stages.bench")  # only these import them
 
 # Package -> the only places of ours that may import it.
 THIRD_PARTY = {
+    "tokamax": ("nn.kernels",),
     "orbax": ("checkpoint",),
     "grain": ("data",),
     "optax": ("train",),

@@ -65,7 +65,8 @@ def open_subject(command: Measuring, param_dtype: DType | None = None, remat: bo
     opened = None if shape else loading.open_model(command.model)
     model = shape or dataclasses.replace(opened.model, param_dtype="float32")
     types = {"matmul_dtype": command.matmul_dtype, "dtype": command.dtype, "param_dtype": param_dtype}
-    model = dataclasses.replace(model, remat=remat, **{name: dtype for name, dtype in types.items() if dtype is not None})
+    chosen = {name: dtype for name, dtype in types.items() if dtype is not None}
+    model = dataclasses.replace(model, remat="layer" if remat else "none", **chosen)
     return Subject(model, opened, command.seed, sharding.make_mesh(command.mesh))
 
 

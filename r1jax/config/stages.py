@@ -10,7 +10,7 @@ from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
 from r1jax.config.lora import LoRA
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import DType, MatmulDType, Model
+from r1jax.config.model import AttentionKernel, DType, MatmulDType, Model, Remat
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
 
@@ -40,8 +40,10 @@ class Stage:
     """Activations between matrix products; None keeps the model's."""
     matmul_dtype: MatmulDType | None = None
     """Operands of matrix products; None keeps the model's. Sums are float32 either way. ``fp8``: see ``Model.matmul_dtype``."""
-    remat: bool | None = None
-    """Recompute layers in the backward pass; None keeps the model's choice."""
+    attention_kernel: AttentionKernel | None = None
+    """How packed rows attend; None keeps the model's choice."""
+    remat: Remat | None = None
+    """What the backward pass computes again; None keeps the model's choice."""
     offload: tuple[Literal["optimizer", "reference"], ...] = ()
     """What rests in the host's memory and comes to the device when it is used: the ``optimizer``'s moments and float32 weights
     (a layer at a time), the ``reference`` (while it scores). Values do not depend on it. Safe to change on resume."""
@@ -90,8 +92,8 @@ class Stage:
             raise ConfigError("init is 'random' but model is None; set model, or name the weights to start from in init")
         if self.lora.rank and self.engine.weights != "same":
             raise ConfigError(
-                f"engine.weights is {self.engine.weights!r} and lora.rank {self.lora.rank}: adapters stand beside kernels as the "
-                "trainer holds them, not in 8 bits; set engine.weights to 'same', or lora.rank to 0"
+                f"engine.weights is {self.engine.weights!r} and lora.rank {self.lora.rank}: adapters stand beside kernels as "
+                "the trainer holds them, not in 8 bits; set engine.weights to 'same', or lora.rank to 0"
             )
         if self.init == "random" and self.lora.rank:
             raise ConfigError(

@@ -7,17 +7,19 @@ sampler). Rollout and training call the same function.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from r1jax import config
 from r1jax.nn import gqa, mla, norms, rope
 from r1jax.nn import mlp as dense
 from r1jax.nn import moe as sparse
-from r1jax.nn.attention import packed_mask
+from r1jax.nn.attention import Packed
 from r1jax.nn.matmul import Turned, project
 from r1jax.nn.quantized import quantized_spec
 from r1jax.params import ParamSpec, is_spec, path_name, stack
@@ -63,6 +65,26 @@ def specs(model: config.Model) -> dict:
             "final_norm": norms.specs(model.d_model, model.param_dtype),
         }
     return out
+
+
+def recomputed(layer: Callable, remat: config.model.Remat) -> Callable:
+    """``layer`` whose gradient makes again what ``remat`` says. Names are given to arrays where they are made."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return layer
+    if remat == "dots":
+        return jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
+    if remat == "attention":
+        return jax.checkpoint(layer, policy=policies.save_only_these_names("attention"))
+    if remat == "offload":
+        host = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["layer_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        return jax.checkpoint(layer, policy=host)
+    return jax.checkpoint(layer)
 
 
 def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
@@ -135,10 +157,10 @@ def forward(
       (hidden [B, T, D], Aux, cache).
     """
     angles = rope.angles(positions, _rotary_dim(model), model.rope)
-    mask = packed_mask(segments, prefix) if cache is None else None
+    packed = Packed(segments, prefix)
     x = constrain(embed(params, tokens, model), "batch", "sequence", None)
     apply = partial(
-        _layer, angles=angles, mask=mask, positions=positions, segments=segments, model=model, absorbed=absorbed
+        _layer, angles=angles, packed=packed, positions=positions, segments=segments, model=model, absorbed=absorbed
     )
     if cache is not None or keep:
         params = unstack(params)
@@ -156,8 +178,7 @@ def forward(
                 kept.append(held)
             load, experts = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
         else:
-            layer = jax.checkpoint(layer) if model.remat else layer
-            (x, balance), (load, experts, _) = jax.lax.scan(layer, (x, balance), (stacked, replayed))
+            (x, balance), (load, experts, _) = jax.lax.scan(recomputed(layer, model.remat), (x, balance), (stacked, replayed))
         loads.append(load)
         chosen.append(experts)
     hidden = norms.rms_norm(x, params["final_norm"]["scale"], model.norm_eps)
@@ -194,7 +215,7 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
         (x, jnp.zeros((), jnp.float32)),
         (m["layer"], None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
-        mask=packed_mask(segments, prefix),
+        packed=Packed(segments, prefix),
         positions=positions,
         segments=jnp.where(last, 0, segments),
         ff=ff,
@@ -213,14 +234,17 @@ def _rotary_dim(model: config.Model) -> int:
     return model.attention.rope_dim if model.attention.kind == "mla" else model.attention.head_dim
 
 
-def _layer(carry, inputs, *, angles, mask, positions, segments, ff: str, model: config.Model, absorbed, cache=None, keep=False):
+def _layer(
+    carry, inputs, *, angles, packed, positions, segments, ff: str, model: config.Model, absorbed, cache=None, keep=False
+):  # fmt: skip
     """Pre-norm attention and feed-forward with residuals: a scan body, or one layer of those that hold a cache."""
     x, balance = carry
+    x = checkpoint_name(x, "layer_input")
     params, routes = inputs
     options = {"absorbed": absorbed} if model.attention.kind == "mla" else {}
     y = norms.rms_norm(x, params["attention_norm"]["scale"], model.norm_eps)
     y, cache = _attention(model).attend(
-        params["attention"], y, angles, mask, model=model, cache=cache, positions=positions, keep=keep, **options
+        params["attention"], y, angles, packed, model=model, cache=cache, positions=positions, keep=keep, **options
     )
     x = constrain(x + y, "batch", "sequence", None)
     y = norms.rms_norm(x, params["ff_norm"]["scale"], model.norm_eps)

@@ -1,7 +1,8 @@
-"""Products of rows that are sorted by expert: each block of rows meets the weights of its expert only.
+"""Products of rows that are sorted by expert: rows meet the weights of their expert only.
 
-The work grows with the rows, not with the experts times the rows, and nothing is dropped. Shapes are static; the number of
-blocks that are visited is not, so the loops run as far as the routing asks. Reverse-mode gradients only.
+The work grows with the rows, not with the experts times the rows, and nothing is dropped. On a CPU the rows go block by block:
+shapes are static, the number of blocks that are visited is not, so the loops run as far as the routing asks. An accelerator has
+kernels for such products: tokamax's, or XLA's where that is not installed. Reverse-mode gradients only.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import jax.numpy as jnp
 
 from r1jax.lora import Adapted, is_adapted
 from r1jax.nn import fp8
+from r1jax.nn import kernels as libraries
 from r1jax.nn.matmul import beside, precision
 from r1jax.nn.quantized import Quantized, plain
+from r1jax.sharding import platform
 
 
 class Groups(NamedTuple):
@@ -34,6 +37,8 @@ class Groups(NamedTuple):
     """int32[blocks]: how many of the block's rows are its expert's."""
     count: jax.Array
     """int32[]"""
+    sizes: jax.Array
+    """int32[E]: rows of each expert. The b that pad the R count as the last one's."""
 
 
 def block_size(rows: int, n_experts: int) -> int:
@@ -54,7 +59,7 @@ def group(experts: jax.Array, n_experts: int) -> Groups:
     start = (ends - sizes)[expert] + (index - (last - blocks)[expert]) * b
     rows = jnp.minimum(ends[expert] - start, b)
     place = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32), unique_indices=True)
-    return Groups(jnp.pad(order, (0, b)), place, expert, start, rows, last[-1])
+    return Groups(jnp.pad(order, (0, b)), place, expert, start, rows, last[-1], sizes.at[-1].add(b))
 
 
 @jax.custom_vjp
@@ -93,22 +98,51 @@ def project(x: jax.Array, kernels: jax.Array | Adapted | Quantized, groups: Grou
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _project(x: jax.Array, kernels: jax.Array | Quantized, groups: Groups, dtype: str) -> jax.Array:
-    return _rows(x, kernels, groups, dtype, 0)
+    return _forward(x, kernels, groups, dtype)[0]
 
 
 def _forward(x, kernels, groups, dtype):
-    return _project(x, kernels, groups, dtype), (x, kernels, groups)
+    of_rows, _ = _products(kernels, dtype)
+    return of_rows(x, kernels, groups, dtype, 0), (x, kernels, groups)
 
 
 def _backward(dtype, saved, g):
     x, kernels, groups = saved
-    dx = _rows(g, kernels, groups, dtype, 1).astype(x.dtype)
+    of_rows, of_kernels = _products(kernels, dtype)
+    dx = of_rows(g, kernels, groups, dtype, 1).astype(x.dtype)
     if isinstance(kernels, Quantized):
         return dx, None, None
-    return dx, _kernels(x, g, groups, kernels.shape[0], dtype).astype(kernels.dtype), None
+    return dx, of_kernels(x, g, groups, kernels.shape[0], dtype).astype(kernels.dtype), None
 
 
 _project.defvjp(_forward, _backward)
+
+
+def _products(kernels, dtype):
+    """(rows times kernels, rows times rows) in the form of the platform. Where operands have factors of their own there is one
+    form."""
+    scaled = dtype == "fp8" or isinstance(kernels, Quantized)
+    return (_rows, _kernels) if scaled or platform() == "cpu" else (_ragged_rows, _ragged_kernels)
+
+
+def _ragged(x, y, sizes, of_x, of_y, groups, dtype):
+    """Sums over the axes ``of_x`` and ``of_y``; ``groups`` are y's axes of experts."""
+    library = libraries.tokamax() or jax.lax
+    numbers = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(((of_x,), (of_y,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=groups
+    )
+    return library.ragged_dot_general(
+        x.astype(dtype), y.astype(dtype), sizes, numbers,
+        precision=precision(dtype), preferred_element_type=jnp.float32,
+    )  # fmt: skip
+
+
+def _ragged_rows(x, w, groups, dtype, contract):
+    return _ragged(x, w, groups.sizes, 1, 1 + contract, (0,), dtype)
+
+
+def _ragged_kernels(x, g, groups, n_experts, dtype):
+    return _ragged(x, g, groups.sizes, 0, 0, (), dtype)
 
 
 def _rows(x, kernels, groups, dtype, contract):

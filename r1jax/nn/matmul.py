@@ -73,30 +73,31 @@ def _project_turned(x: jax.Array, w: jax.Array, dtype: str, contract: int) -> ja
     # As two matrices: of a product with more axes XLA:CPU turns the kernel around first.
     rows, out = x.shape[: x.ndim - contract], w.shape[: w.ndim - contract]
     x2, w2 = (a.reshape(-1, math.prod(w.shape[len(out) :])) for a in (x, w))
-    return _dot(x2, w2, dtype, (1,), (1,)).reshape(*rows, *out).astype(x.dtype)
+    return dot(x2, w2, dtype, (1,), (1,)).reshape(*rows, *out).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _project(x: jax.Array, w: jax.Array, dtype: str, contract: int) -> jax.Array:
-    return _dot(x, w, dtype, range(x.ndim - contract, x.ndim), range(contract)).astype(x.dtype)
+    return _forward(x, w, dtype, contract)[0]
 
 
 def _forward(x, w, dtype, contract):
-    return _project(x, w, dtype, contract), (x, w)
+    # The product itself and not _project, which would hide it from a policy of jax.checkpoint.
+    return dot(x, w, dtype, range(x.ndim - contract, x.ndim), range(contract)).astype(x.dtype), (x, w)
 
 
 def _backward(dtype, contract, saved, g):
     x, w = saved
     rows = x.ndim - contract
-    dx = _dot(g, w, dtype, range(rows, g.ndim), range(contract, w.ndim))
-    dw = _dot(x, g, dtype, range(rows), range(rows))
+    dx = dot(g, w, dtype, range(rows, g.ndim), range(contract, w.ndim))
+    dw = dot(x, g, dtype, range(rows), range(rows))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
 _project.defvjp(_forward, _backward)
 
 
-def _dot(x: jax.Array, y: jax.Array, dtype: str, of_x: Sequence[int], of_y: Sequence[int]) -> jax.Array:
+def dot(x: jax.Array, y: jax.Array, dtype: str, of_x: Sequence[int], of_y: Sequence[int]) -> jax.Array:
     """Sums over these axes. No axes are merged: a merged one could not stay split over two axes of a mesh."""
     return jax.lax.dot_general(
         x.astype(dtype), y.astype(dtype), ((of_x, of_y), ((), ())),

@@ -26,7 +26,9 @@ from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
-from r1jax.models.logprobs import chunk_size
+from r1jax.models.logprobs import ROWS, chunk_size
+from r1jax.nn.attention import LONG
+from r1jax.nn.chunked_attention import BLOCK
 from r1jax.rollout.sampler import NO_ADAPTERS, ROUND_TO
 from r1jax.rollout.weights import fits
 from r1jax.train import objectives, offload
@@ -234,15 +236,15 @@ def device_count(tree: Any) -> int:
 def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, mask: Any) -> int:
     """Bytes per device of one micro-batch: what the forward pass keeps for the backward pass, and the latter's working set.
 
-    Without remat that is two layers' attention scores, or the logits of a chunk of the vocabulary. With remat a layer keeps its
-    input alone and makes the rest again while its gradient is taken: the working set is then a layer's, and that of every layer
-    that is a segment by itself too, for XLA makes no loop of it and undoes the remat.
+    Without remat that is two layers' attention scores, or the logits of a chunk of the vocabulary. With remat a layer keeps
+    what the policy says and makes the rest again while its gradient is taken: the working set is then a layer's, and that of
+    every layer that is a segment by itself too, for XLA makes no loop of it and undoes the remat.
     """
     local = local_model(model, mesh)
     shape = (stage.micro_batch // sharding.batch_ways(mesh, sharding.TRAIN), stage.sequence_length)
     kept = kept_by_loss(stage, local, mask, shape)
-    working = 2 * shape[0] * local.attention.n_heads * shape[1] ** 2 * F32
-    if model.remat:
+    working = 2 * shape[0] * local.attention.n_heads * scores(model, shape[1]) * F32
+    if model.remat != "none":
         layers = [(kept_by_layer(local, s.ff, shape), s.count) for s in local.segments]
         looped = max((size for size, count in layers if count > 1), default=0)
         working = looped + sum(size for size, count in layers if count == 1)
@@ -250,8 +252,15 @@ def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mes
         kept_by_trunk = kept_by_loss(stage, trunk, {name: m for name, m in mask.items() if name != "mtp"}, shape)
         # The MTP module comes last and its backward pass first: it is gone when the trunk's begins.
         kept, working = kept_by_trunk, max(working, kept - kept_by_trunk)
-    logits = 2 * math.prod(shape) * chunk_size(model.vocab_size) * F32
+    rows = min(math.prod(shape), ROWS) if mesh.size == 1 else math.prod(shape)
+    logits = 2 * rows * chunk_size(model.vocab_size) * F32
     return (kept + max(working, logits)) // mesh.shape["context"]
+
+
+def scores(model: config.Model, length: int) -> int:
+    """How many a head has at a time, of a row."""
+    whole = model.attention_kernel == "reference" or model.attention_kernel == "auto" and length <= LONG
+    return length**2 if whole else BLOCK**2
 
 
 def local_model(model: config.Model, mesh: jax.sharding.Mesh) -> config.Model:
@@ -281,10 +290,10 @@ def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tup
 
 
 def kept_by_layer(model: config.Model, ff: str, shape: tuple[int, int]) -> int:
-    """Bytes that one layer keeps for its gradient when nothing is computed again, beside its input."""
+    """Bytes that one layer would keep for its gradient and computes again instead."""
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    def kept(remat: bool) -> int:
+    def kept(remat: config.model.Remat) -> int:
         one = dataclasses.replace(model, segments=(config.Segment(ff, 1),), mtp_depth=0, remat=remat)
 
         def keep(params, tokens):
@@ -292,15 +301,16 @@ def kept_by_layer(model: config.Model, ff: str, shape: tuple[int, int]) -> int:
 
         return kept_bytes(keep, parameters.abstract(decoder.specs(one)), tokens)
 
-    return kept(remat=False) - kept(remat=True)
+    return kept("none") - kept(model.remat)
 
 
 def kept_bytes(keep, *args) -> int:
-    """Bytes of the arrays inside the backward function that ``keep(*args)`` returns. Arguments are there anyway."""
+    """Bytes of the arrays inside the backward function that ``keep(*args)`` returns, those in the host's memory left out.
+    Arguments are there anyway."""
     traced = jax.make_jaxpr(lambda *args: jax.tree.leaves(keep(*args)))(*args).jaxpr
     given = {id(v) for v in (*traced.invars, *traced.constvars)}
     found = {id(v): v.aval for v in traced.outvars if id(v) not in given}
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values())
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values() if a.memory_space != jax.memory.Space.Host)
 
 
 def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch:

@@ -50,8 +50,8 @@ def smaller(
     for part in (2, 4):
         if stage.micro_batch % (part * ways) == 0:
             changes.append({"micro_batch": stage.micro_batch // part})
-    if not model.remat:
-        changes.append({"remat": True})
+    if model.remat in ("none", "dots", "attention"):
+        changes.append({"remat": "layer"})
     if "optimizer" not in stage.offload and mesh.devices.flat[0].platform != "cpu":  # a CPU's memory is the host's
         changes.append({"offload": (*stage.offload, "optimizer")})
     if stage.engine.slots > 1:
@@ -80,15 +80,16 @@ def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, mo
     Args:
       phase: of the display, and after a comma what ran within it: ``rollout, compile``.
     """
-    doing = phase.partition(",")[0]
+    doing, deepest = phase.partition(",")[0], model.remat in ("layer", "offload")
     if doing == "load":
         change = "split the weights over more devices (mesh.fsdp), or end what else uses these"
     elif doing in ("rollout", "eval", "preflight"):
         change = f"set engine.slots below {stage.engine.slots}"
     elif stage.micro_batch > 1:
-        change = f"set micro_batch below {stage.micro_batch}" + ("" if model.remat else ", or remat true")
+        change = f"set micro_batch below {stage.micro_batch}" + ("" if deepest else ", or remat to layer")
     else:
-        change = "split sequences or weights over more devices (mesh.context, mesh.fsdp)" if model.remat else "set remat true"
+        split = "split sequences or weights over more devices (mesh.context, mesh.fsdp)"
+        change = split if deepest else "set remat to layer"
     return (
         f"out of memory in phase {phase}{wanted(error)}: planned were {human(found.need)} of {human(found.capacity)} per "
         f"device (largest: {found.largest}); {change}"

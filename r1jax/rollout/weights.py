@@ -60,6 +60,8 @@ class Weights:
         before."""
         moving, still = parameters.split(params, self._moves)
         given = jax.tree.leaves(still)
+        if not given:
+            return self._copy(moving)
         if self._given is None or any(a is not b for a, b in zip(given, self._given, strict=True)):
             self._given = self._taken = None  # or there would be two copies while the new one is made
             self._taken = self._take_still(still)

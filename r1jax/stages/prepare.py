@@ -21,6 +21,9 @@ from r1jax.plan import memory, micro_batch, shortage
 from r1jax.rundir import RunDir
 from r1jax.stages.export import plan_export
 
+COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat")
+"""The fields of a model that are not its architecture; a stage has each too."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -117,7 +120,7 @@ def find_model(
     model = stage.model if opened is None else opened.model
     if opened is not None and stage.model is not None and (differ := architecture_diff(stage.model, model)):
         raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
-    chosen = {name: getattr(stage, name) for name in ("param_dtype", "dtype", "matmul_dtype", "remat")}
+    chosen = {name: getattr(stage, name) for name in COMPUTE}
     if opened is not None and stage.param_dtype is None and not stage.lora.rank:
         chosen["param_dtype"] = "float32"
     return dataclasses.replace(model, **{name: value for name, value in chosen.items() if value is not None}), opened
@@ -160,7 +163,7 @@ def held_out(stage: Stage) -> list[tuple[config.Source, sources.Rows]]:
 
 def architecture_diff(asked: config.Model, found: config.Model) -> str:
     """Where two models differ beside how they compute and how they were initialised; empty if nowhere."""
-    free = ("dtype", "matmul_dtype", "param_dtype", "remat", "init_std")
+    free = (*COMPUTE, "init_std")
     places = config.diff(config.to_json(asked), config.to_json(found))
     return ", ".join(f"{place} is {new}, not {old}" for place, old, new in places if place not in free)
 

@@ -117,7 +117,7 @@ class Trainer:
         return self.whole(changed, base), sums
 
     def logprobs(self, params: Any, batch: PackedBatch, count: int) -> jax.Array:
-        """float32[M, B, T], at the rollout's temperature."""
+        """float32[M, B, T], at the rollout's temperature; where the batch's mask is false they mean nothing."""
         with sharding.using(self.mesh, sharding.TRAIN):
             return self._logprobs(params, batch, jnp.int32(count))
 
