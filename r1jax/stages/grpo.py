@@ -177,6 +177,7 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
     values |= work.data_metrics()
     values["round"] = float(work.cursor.round)
     values["tokens_per_s/rollout"] = work.rollout_rate
+    values |= work.sampler.usage.metrics(work.sampler.slots)
     work.write(work.step, values)
 
 
