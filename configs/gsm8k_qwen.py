@@ -4,7 +4,7 @@
     r1jax train gsm8k_qwen --init Qwen/Qwen2.5-1.5B-Instruct   # or Qwen/Qwen2.5-3B-Instruct
 
 Device    one 80 GB GPU for every size; 48 GB hold 1.5B, 24 GB 0.5B. Not run here. Rows need the extra `parquet`.
-Memory    3B 68.0 GiB, 1.5B 35.5 GiB, 0.5B 12.9 GiB: computed, the table that --dry-run prints. Weights, float32 masters,
+Memory    3B 66.4 GiB, 1.5B 35.5 GiB, 0.5B 12.9 GiB: computed, the table that --dry-run prints. Weights, float32 masters,
           moments and the sampler's copy are 46.0, 23.0 and 7.4 GiB of it. For another GPU: --micro-batch, --engine.slots.
 Expected  accuracy on the test split, 1319 problems: 0.5B from 0.496 to 0.567 (PPO) or 0.543 (GRPO), 1.5B to 0.779, 3B to
           0.861 (GRPO), as verl publishes (verl.readthedocs.io, algorithm baselines). Its GRPO trains adapters of rank 32

@@ -48,7 +48,7 @@ case $accelerator in
 esac
 case $(basename "$config" .py) in
   smollm2*) extras="${extras:+$extras,}smollm2" ;;
-  gsm8k* | grpo_qwen3*) extras="${extras:+$extras,}parquet" ;;
+  gsm8k* | grpo_qwen3* | one_card*) extras="${extras:+$extras,}parquet" ;;
 esac
 
 active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}

@@ -131,7 +131,10 @@ def test_the_keys_of_a_terminal(monkeypatch, capsys):
 def model(monkeypatch):
     """``--model tiny`` is a model with these parameters."""
     params = draw(tiny.DENSE, kernel=0.6)
-    opened = loading.Opened("tiny", tiny.DENSE, TOKENIZER, TEXT, lambda model, where, report: jax.device_put(params, where))
+    def read(model, where, report):  # new arrays each time, as of a file: a sampler takes them over
+        return jax.device_put(jax.tree.map(np.array, params), where)
+
+    opened = loading.Opened("tiny", tiny.DENSE, TOKENIZER, TEXT, read)
     monkeypatch.setattr(loading, "open_model", {"tiny": opened}.__getitem__)
     return params
 

@@ -12,7 +12,7 @@ from r1jax.config.loading import find_config, load_config
 from r1jax.plan import memory, micro_batch
 
 GIB = 2**30
-BFLOAT16 = {"param_dtype": "bfloat16", "matmul_dtype": "bfloat16", "remat": True}
+BFLOAT16 = {"param_dtype": "bfloat16", "matmul_dtype": "bfloat16", "remat": "layer"}
 QWEN_1_5B = Model(
     151_936, 1536, 8960, (Segment("dense", 28),), GQA(12, 2, 128, qkv_bias=True), rope=Rope(theta=1e6), tied=True, **BFLOAT16
 )

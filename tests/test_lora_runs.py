@@ -168,7 +168,7 @@ def test_the_reference_is_the_policy_without_adapters_from_the_same_arrays(base,
         kept = jax.tree.leaves(lora.off(work.sampler.params))
         work.sampler.load(work.state.params)  # the adapters are new, the base is the one taken before
         assert all(x is y for x, y in zip(jax.tree.leaves(lora.off(work.sampler.params)), kept, strict=True))
-        same_values(work.sampler.params["segments"][1]["ff"]["up"].b, work.state.params["segments"][1]["ff"]["up"].b)
+        same_values(work.sampler.params["segments"][1][0]["ff"]["up"].b[None], work.state.params["segments"][1]["ff"]["up"].b)
 
 
 def test_the_sampler_samples_from_base_and_adapters(whole):

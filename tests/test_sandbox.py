@@ -98,6 +98,8 @@ def box(request):
     """``box(source, stdin, **limits)`` -> Outcome, in that mode."""
     if sandbox.mode() == "unsafe":
         pytest.skip(f"{sandbox.UNSAFE} is set")
+    if not shutil.which("bwrap"):
+        pytest.skip(f"{request.param} mode: {blocker()}")
     if sandbox.mode() == request.param:
         if why := blocker():
             pytest.skip(f"{request.param} mode: {why}")

@@ -98,7 +98,7 @@ def logprobs(opened: loading.Opened, rows: Sequence[np.ndarray], mesh: config.Me
     table = sharding.rules("train", model.attention.kind)
     specs = decoder.specs(model)
     params = opened.load(specs, sharding.param_shardings(specs, devices, table))
-    forward = jax.jit(partial(_forward, model=model))
+    forward = jax.jit(partial(_forward, temperature=float(temperature), model=model))
     out = [np.zeros(max(len(row) - 1, 0), np.float32) for row in rows]
     with sharding.using(devices, table):
         for chosen, height, width in passes([len(row) for row in rows], sharding.batch_ways(devices, table)):
@@ -107,13 +107,13 @@ def logprobs(opened: loading.Opened, rows: Sequence[np.ndarray], mesh: config.Me
                 tokens[i, : len(rows[row])], lengths[i] = rows[row], len(rows[row])
             tokens = sharding.put(tokens, devices, table, "batch", "sequence")
             lengths = sharding.put(lengths, devices, table, "batch")
-            values = sharding.fetch(forward(params, tokens, lengths, np.float32(temperature)))
+            values = sharding.fetch(forward(params, tokens, lengths))
             for i, row in enumerate(chosen):
                 out[row] = values[i, : len(out[row])]
     return out
 
 
-def _forward(params, tokens, lengths, temperature, *, model: config.Model) -> jax.Array:
+def _forward(params, tokens, lengths, *, temperature: float, model: config.Model) -> jax.Array:
     """float32[B, T]: at t the log-probability of token t + 1. What stands at and past a row's last token means nothing."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     segments = (positions < lengths[:, None]).astype(jnp.int32)

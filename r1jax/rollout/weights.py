@@ -73,6 +73,8 @@ class Weights:
         second model stands beside the first."""
 
         def one(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:
+            if layers is None and not _is_turned(spec):
+                return x
             out = jax.jit(lambda x: turn(spec, x, layers), out_shardings=lie(spec, x.sharding, layers))(x)
             jax.block_until_ready(out)
             x.delete()
