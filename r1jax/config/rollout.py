@@ -44,7 +44,7 @@ class Engine:
     """Lengths of the cache (prompt + answer) that are compiled, at most 6. It grows and shrinks with the longest row that is
     going. Empty is what is needed at the most, its half, and so on down to 256."""
     chunk: int = 32
-    """Decode steps between two looks of the host, which takes out answers that have ended, refills their slots, and searches for
+    """Decode steps between two looks of the host, which takes out answers that have ended, refills their slots and looks for
     stop strings. While answers wait the loop returns earlier, once an eighth of the slots have ended."""
     weights: Literal["same", "int8", "fp8"] = "same"
     """How the sampler holds the layers' kernels, which it reads once per token; ``same`` is the type of the products. int8 has
