@@ -42,7 +42,7 @@ def config() -> GRPO:
         sequence_length=2048,
         micro_batch=2,
         matmul_dtype="bfloat16",
-        remat=True,
+        remat="layer",
         eval=Eval(every=100, final_samples=4),
         checkpoint=Checkpoint(every=200),
     )

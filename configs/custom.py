@@ -32,7 +32,7 @@ SHARED = {
     "sequence_length": 1024,
     "micro_batch": 4,
     "matmul_dtype": "bfloat16",
-    "remat": True,
+    "remat": "layer",
 }
 
 

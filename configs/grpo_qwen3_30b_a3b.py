@@ -50,7 +50,7 @@ def config() -> GRPO:
         sequence_length=2560,
         micro_batch=8,
         matmul_dtype="bfloat16",
-        remat=True,
+        remat="layer",
         mesh=Mesh(expert=8, fsdp=0),
         eval=Eval(every=50, limit=256, final_samples=1),
         checkpoint=Checkpoint(every=50),

@@ -42,7 +42,7 @@ def config() -> GRPO:
         sequence_length=2048,
         micro_batch=2,
         matmul_dtype="bfloat16",
-        remat=True,
+        remat="layer",
         # The whole test split; its greedy accuracy is what others report.
         eval=Eval(every=50, limit=1319, final_samples=1),
         checkpoint=Checkpoint(every=100),

@@ -299,7 +299,8 @@ def _flatten(state: Tree) -> tuple[dict[str, jax.Array | np.ndarray], dict[str, 
         about["arrays"][name] = _kind(leaf)
         if _is_key(leaf):
             about["keys"][name] = str(jax.random.key_impl(leaf))
-        arrays[name] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        arrays[name] = _copied(data) if _lies_on_host(data) else data
     return arrays, about
 
 
@@ -320,6 +321,15 @@ def _request(leaf: Any) -> tuple[jax.ShapeDtypeStruct, ocp.RestoreArgs]:
     if (sharding := getattr(leaf, "sharding", None)) is None:
         return target, ocp.RestoreArgs(restore_type=np.ndarray, dtype=data.dtype)
     return target, ocp.ArrayRestoreArgs(sharding=sharding, global_shape=data.shape, dtype=data.dtype)
+
+
+def _lies_on_host(x: Any) -> bool:
+    return isinstance(x, jax.Array) and x.sharding.memory_kind == "pinned_host"
+
+
+def _copied(x: jax.Array) -> jax.Array:
+    """What is on a device is copied off it. What is on the host would be written while the next update changes it."""
+    return jax.device_put(x, x.sharding, may_alias=False)
 
 
 def _is_plain(leaf: Any) -> bool:

@@ -25,6 +25,7 @@ import tyro
 import r1jax
 from r1jax import rundir
 from r1jax.arguments import REGISTRY, paragraphs
+from r1jax.config import bench as bench_commands
 from r1jax.config import commands
 from r1jax.config.base import ConfigError, GuardStop
 from r1jax.config.loading import list_configs, load_config
@@ -146,6 +147,31 @@ def data_provenance(args: Sequence[str]) -> int:
     return provenance(command)
 
 
+def bench(args: Sequence[str]) -> int:
+    return choose(args, BENCH, "r1jax bench", bench_commands.Bench.__doc__)
+
+
+def bench_rollout(args: Sequence[str]) -> int:
+    command = parse(bench_commands.BenchRollout, args, "r1jax bench rollout")
+    from r1jax.bench.rollout import rollout
+
+    return rollout(command)
+
+
+def bench_update(args: Sequence[str]) -> int:
+    command = parse(bench_commands.BenchUpdate, args, "r1jax bench update")
+    from r1jax.bench.update import update
+
+    return update(command)
+
+
+def bench_grpo(args: Sequence[str]) -> int:
+    command = parse(bench_commands.BenchGrpo, args, "r1jax bench grpo")
+    from r1jax.stages.bench import grpo
+
+    return grpo(command)
+
+
 def configs(args: Sequence[str]) -> int:
     parse(commands.Configs, args, "r1jax configs")
     for name, line in list_configs():
@@ -170,6 +196,11 @@ DATA: Commands = {
     "decontaminate": (commands.DataDecontaminate, data_decontaminate),
     "provenance": (commands.DataProvenance, data_provenance),
 }
+BENCH: Commands = {
+    "rollout": (bench_commands.BenchRollout, bench_rollout),
+    "update": (bench_commands.BenchUpdate, bench_update),
+    "grpo": (bench_commands.BenchGrpo, bench_grpo),
+}
 COMMANDS: Commands = {
     "train": (commands.Train, train),
     "generate": (commands.Generate, generate),
@@ -180,6 +211,7 @@ COMMANDS: Commands = {
     "export": (commands.Export, export),
     "samples": (commands.Samples, samples),
     "data": (commands.Data, data),
+    "bench": (bench_commands.Bench, bench),
     "configs": (commands.Configs, configs),
     "doctor": (commands.Doctor, doctor),
 }

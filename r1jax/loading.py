@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,32 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from r1jax import config, hub, rundir
+from r1jax import config, hub, lora, rundir
 from r1jax.checkpoint import Checkpointer
 from r1jax.convert import gguf, hf
 from r1jax.data import tokenizer as tokenizers
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models import decoder
-from r1jax.params import abstract, is_spec
+from r1jax.params import ParamSpec, abstract, fingerprint, is_spec, split
 
 ABOUT = "model"  # the folder of a run directory that says what its weights are
 ORIGIN = "hf_config.json"  # in that folder
+BASE = "base.json"  # in that folder, of a LoRA run: the weights beside which its adapters are trained
 
 Report = Callable[[int, int], None]
 """Told (bytes done, bytes in all)."""
 Read = Callable[[Any, Any, Report], Any]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What a LoRA run has trained."""
+
+    settings: config.LoRA
+    base: str
+    """The name of the model beside whose weights they stand."""
+    read: Callable[[], Any]
+    """Numpy arrays in a tree of ``lora.Adapted`` without base, and None where there is no adapter."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,8 @@ class Opened:
     """Of the Hub repository that they came from."""
     trained_length: int = 0
     """Tokens of the rows that a run trained it on; 0: it is not of a run."""
+    adapters: Adapters | None = None
+    """Of a LoRA run; ``read`` gives the weights with these merged into them."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -149,22 +165,49 @@ def _open_run(name: str, path: Path, step: int | str | None, source: str | None)
     text = dataclasses.replace(text, tokenizer="auto")  # the run's own copy: what it was made with may be gone
     stage = json.loads((run / "config.json").read_text())
     origin = json.loads((about / ORIGIN).read_text()) if (about / ORIGIN).is_file() else None
+    settings = config.from_json(config.LoRA, stage.get("lora", {}), "lora")
+    plain = decoder.specs(saved)
+    adapted = lora.adapt(plain, settings)
+    place = str(run) if source is None else posixpath.join(source, run.relative_to(path).as_posix())
 
-    def read(specs: Any, shardings: Any, report: Report) -> Any:
+    def restore(shapes: Any) -> Any:
         at, holds = _find_step(name, run, step), run / "checkpoints"
         if source is not None:
             below = holds.relative_to(path)
             holds = hub.fetch_below(source, f"{below.as_posix()}/{at}") / below
         with contextlib.closing(Checkpointer(holds, read_only=True)) as checkpoints:
-            shapes = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract(decoder.specs(saved)), shardings
-            )
-            params, structure = jax.tree.flatten(checkpoints.restore_part(at, {"params": shapes})["params"])
-        for i, spec in enumerate(jax.tree.leaves(specs, is_leaf=is_spec)):
-            params[i] = params[i].astype(spec.dtype)  # one by one, so that no second tree stands beside the first
-        return jax.tree.unflatten(structure, params)
+            return checkpoints.restore_part(at, {"params": shapes})["params"]
 
-    return Opened(name, saved, tokenizers.from_files(about), text, read, origin, trained_length=stage["sequence_length"])
+    def read_adapters() -> Any:
+        return restore(abstract(split(adapted, lora.moving(adapted, settings))[0]))
+
+    def read(specs: Any, shardings: Any, report: Report) -> Any:
+        if settings.rank:
+            learned = read_adapters()
+            params = lora.attach(open_base(run, place).load(plain, shardings, report), learned)
+        else:
+            params = restore(
+                jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract(plain), shardings)
+            )
+        leaves, structure = jax.tree.flatten(params, is_leaf=lora.is_adapted)
+        del params
+        wanted = zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(shardings), strict=True)
+        for i, (spec, where) in enumerate(wanted):  # one by one, so that no second tree stands beside the first
+            leaves[i] = _merge(leaves[i], spec, where) if lora.is_adapted(leaves[i]) else leaves[i].astype(spec.dtype)
+        return jax.tree.unflatten(structure, leaves)
+
+    adapters = Adapters(settings, base_name(run, place), read_adapters) if settings.rank else None
+    length = stage["sequence_length"]
+    return Opened(
+        name, saved, tokenizers.from_files(about), text, read, origin, trained_length=length, adapters=adapters
+    )
+
+
+def _merge(kernel: lora.Adapted, spec: ParamSpec, where: jax.sharding.Sharding) -> jax.Array:
+    """Layer by layer: the product of two adapters has the size of their kernel, in float32."""
+    one = partial(lora.merged, dtype=spec.dtype)
+    stacked = spec.axes[0] == "layers"
+    return jax.jit(lambda x: jax.lax.map(one, x) if stacked else one(x), out_shardings=where)(kernel)
 
 
 def _find_step(name: str, run: Path, step: int | str | None) -> int:
@@ -175,6 +218,70 @@ def _find_step(name: str, run: Path, step: int | str | None) -> int:
                 f"{name}: no such checkpoint; {run} has steps {', '.join(map(str, checkpoints.steps())) or 'none'}"
             )
     return at
+
+
+def pinned(opened: Opened) -> Opened:
+    """The same model by a name that goes on to mean it: of a run its step, of a repository on the Hub the commit."""
+    path, step = rundir.parse_run_name(opened.name)
+    if rundir.is_run(path):
+        run = rundir.last_stage(path)
+        return open_model(f"{run}@{_find_step(opened.name, run, step)}")
+    if opened.commit is None or Path(opened.name).expanduser().exists():
+        return opened
+    return dataclasses.replace(opened, name=f"{opened.name.partition('@')[0]}@{opened.commit}")
+
+
+def record_base(run: Path, base: Opened, params: Any) -> None:
+    """Writes into the directory of a LoRA run beside which weights its adapters stand; every process calls it.
+
+    Args:
+      base: ``pinned``.
+      params: its weights, in the types of the run.
+    """
+    path, step = rundir.parse_run_name(base.name)
+    name, path = base.name, path.expanduser().absolute()
+    if path.exists():
+        beside = run.absolute().parent  # a pipeline is moved as a whole
+        name = f"../{path.relative_to(beside).as_posix()}" if path.is_relative_to(beside) else str(path)
+        name += "" if step is None else f"@{step}"
+    about = {"name": name, "fingerprint": fingerprint(params)}
+    if jax.process_index() == 0:
+        (run / ABOUT / BASE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def open_base(run: Path, place: str | None = None) -> Opened:
+    """The model beside whose weights the adapters of a run stand. Loading it raises ConfigError where these have changed.
+
+    Args:
+      run: its directory here, with at least what ``describe`` and ``record_base`` wrote.
+      place: the name of this directory, if it is elsewhere.
+
+    Raises:
+      ConfigError: there is no such model any more.
+    """
+    recorded = json.loads((run / ABOUT / BASE).read_text())["fingerprint"]
+    name = base_name(run, place or str(run))
+    base = open_model(name)
+
+    def read(specs: Any, shardings: Any, report: Report) -> Any:
+        params = base.read(specs, shardings, report)
+        if (found := fingerprint(params)) != recorded:
+            raise config.ConfigError(
+                f"{name} has changed since the adapters of {run} were trained beside it: its weights had the fingerprint "
+                f"{recorded[:12]} and have {found[:12]}; put the old ones back there"
+            )
+        return params
+
+    return dataclasses.replace(base, read=read)
+
+
+def base_name(run: Path, place: str) -> str:
+    """``../sft@4`` as it is to be understood from a run's place, which may be a bucket."""
+    name = json.loads((run / ABOUT / BASE).read_text())["name"]
+    if not name.startswith("../"):
+        return name
+    scheme, mark, path = place.rpartition("://")
+    return scheme + mark + posixpath.normpath(posixpath.join(path, name))
 
 
 def describe(

@@ -3,6 +3,7 @@
     RUN/config.json      the complete config        RUN/checkpoints/   see ``r1jax.checkpoint``
     RUN/metrics.jsonl    one object per line        RUN/tb/            TensorBoard events
     RUN/samples.jsonl    rollouts                   RUN/finished.json  step and time, when the last step was made
+    RUN/model/           what the weights are: architecture, tokenizer, template, and of a LoRA run its base
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
 
 The run of a pipeline holds config.json and a run directory per stage: RUN/sft, RUN/grpo.
@@ -23,7 +24,7 @@ from typing import Any, Literal, TextIO
 
 from r1jax import config
 
-FOUND = ("commits", "digests")
+FOUND = ("commits", "digests", "chosen")
 """What ``record`` adds to a config."""
 _LOCK = ".lock"
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -68,14 +69,15 @@ class RunDir:
     def is_finished(self, steps: int) -> bool:
         return self.finished is not None and self.finished["step"] >= steps
 
-    def record(self, commits: dict[str, str], digests: dict[str, str]) -> None:
+    def record(self, commits: dict[str, str], digests: dict[str, str], chosen: dict[str, int] | None = None) -> None:
         """Writes into config.json what was found behind the names in it, beside the settings and none of them.
 
         Args:
           commits: what names on the Hub stood for; left out if there are none.
           digests: of the rows of each source.
+          chosen: what settings that were left to the machine became.
         """
-        found = zip(FOUND, (commits, digests), strict=True)
+        found = zip(FOUND, (commits, digests, chosen), strict=True)
         _write(self.path / "config.json", self.config | {name: values for name, values in found if values})
 
     def finish(self, step: int) -> None:
@@ -173,6 +175,11 @@ def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:
 def has_checkpoint(stage: Path) -> bool:
     """Whether the run directory of a stage, which need not exist, has one."""
     return any(p.name.isdigit() for p in (stage / "checkpoints").glob("*"))
+
+
+def chosen(stage: Path | None) -> dict[str, int]:
+    """What a stage with a checkpoint recorded as ``chosen``; empty where there is none."""
+    return _read_config(stage).get("chosen", {}) if stage is not None and has_checkpoint(stage) else {}
 
 
 def last_saved(path: Path) -> str:

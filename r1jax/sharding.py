@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -150,11 +150,33 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, table)))
 
 
-def one_cpu() -> bool:
-    """Whether what is being traced will run on one CPU device."""
+def one_device() -> bool:
+    """Whether what is being traced will run on one device."""
     current = _current.get()
-    devices = jax.devices()[:1] if current is None else current[0].devices.flat
-    return len(devices) == 1 and devices[0].platform == "cpu"
+    return current is None or current[0].size == 1
+
+
+def platform() -> str:
+    """``cpu``, ``gpu`` or ``tpu``: where what is being traced will run."""
+    current = _current.get()
+    return (jax.devices()[0] if current is None else current[0].devices.flat[0]).platform
+
+
+def ways(axis: str) -> int:
+    """Over how many devices this logical axis is split in what is being traced."""
+    current = _current.get()
+    return 1 if current is None else math.prod(current[0].shape[a] for a in current[1].get(axis, ()))
+
+
+def on_each_device(f: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]) -> Callable:
+    """``f`` called by each device with its own parts of the arrays, which lie by these logical axes; for kernels that the
+    compiler cannot split. Outside ``using`` or on one device ``f`` itself."""
+    current = _current.get()
+    if current is None or current[0].size == 1:
+        return f
+    mesh, table = current
+    specs = tuple(partition(axes, table) for axes in inputs)
+    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=partition(output, table), check_vma=False)
 
 
 def put(x: np.ndarray, mesh: jax.sharding.Mesh, table: Rules, *axes: str | None) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -84,9 +83,7 @@ def test_every_leaf_is_an_option(folder, name):
     _, config = load_config(name)
     args = []
     for flag, value in cli.options(config):
-        if isinstance(value, bool) and re.fullmatch(r"--((sft|grpo)\.)?(no-)?remat", flag):  # or None, so it takes a value
-            args += [] if "no-" in flag else [flag, str(value)]
-        elif isinstance(value, bool):
+        if isinstance(value, bool):
             negative = flag.rpartition(".")[2].removeprefix("--").startswith("no-")
             args += [] if negative == value else [flag]
         elif isinstance(value, int | float | str):

@@ -22,7 +22,7 @@ from r1jax.data.tokenizer import byte_tokenizer
 from r1jax.observe.metrics import read_metrics
 from r1jax.plan import memory
 
-BFLOAT16 = {"param_dtype": "bfloat16", "matmul_dtype": "bfloat16", "remat": True}
+BFLOAT16 = {"param_dtype": "bfloat16", "matmul_dtype": "bfloat16", "remat": "layer"}
 
 
 def qwen2(d_model: int, layers: int, heads: int, d_ff: int) -> Model:
@@ -142,7 +142,7 @@ def test_the_custom_config_runs_to_its_end(tmp_path, monkeypatch):
     for stage in ("sft", "grpo"):
         flags += f" --{stage}.sampling.max-new-tokens 8 --{stage}.engine.slots 8 --{stage}.engine.max-prompt-tokens 16"
         flags += f" --{stage}.sequence-length 64 --{stage}.matmul-dtype float32 --{stage}.mesh.fsdp 1 --{stage}.workers.count 1"
-        flags += f" --{stage}.remat False --{stage}.log.no-tensorboard"
+        flags += f" --{stage}.remat none --{stage}.log.no-tensorboard"
     with tiny.quick_to_compile():
         assert cli.main(["train", "mine.py", *flags.split(), "--grpo.no-preflight", "--run-dir", "run"]) == 0
     assert [row["step"] for row in read_metrics(Path("run/sft")) if "loss" in row] == [1, 2]

@@ -52,11 +52,20 @@ def check_same(model, params, x, routes=None, tolerance=1e-5):
     jax.tree.map(close, *(run(form, params, x, model, routes) for form in (moe.experts_grouped, moe.experts_dense)))
 
 
+@pytest.fixture(params=["blocks", "ragged"])
+def form(request, monkeypatch):
+    """Our own blocks, and the product that accelerators have kernels for, which runs on a CPU too."""
+    if request.param == "ragged":
+        monkeypatch.setattr(grouped, "platform", lambda: "gpu")
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 5), (2, 150)])
 def test_grouping_changes_no_value_and_no_gradient(batch, length):
     check_same(WIDE, *inputs(WIDE, batch, length))
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("chosen", [[0, 1, 2], [15, 0, 7]])
 def test_all_tokens_on_few_experts(chosen):
     """Many blocks of one expert, and 13 experts without a token, whose kernels get a gradient of exactly 0."""
@@ -69,6 +78,7 @@ def test_all_tokens_on_few_experts(chosen):
         assert set(np.flatnonzero(mask)) == set(chosen), name
 
 
+@pytest.mark.usefixtures("form")
 def test_one_expert_fills_whole_blocks_and_a_row():
     """Groups that end where a block does, one row after it and one before it."""
     model = dataclasses.replace(WIDE, moe=dataclasses.replace(WIDE.moe, top_k=1, n_experts=4, renormalize=False))
@@ -79,6 +89,7 @@ def test_one_expert_fills_whole_blocks_and_a_row():
         check_same(model, params, x, routes)
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_operands_in_bfloat16_are_summed_in_float32(dtype):
     """The same rounded operands as the dense form has. A sum in bfloat16 would be off by more than 1 in 300."""
@@ -107,7 +118,7 @@ def test_a_token_s_output_does_not_depend_on_the_others():
 
 def test_inside_scanned_layers_with_remat_and_on_a_mesh(monkeypatch):
     """Two scanned layers on one device, where they are grouped, give the gradients of eight devices, where they are not."""
-    model = dataclasses.replace(GQA, segments=(config.Segment("moe", 2),), remat=True)
+    model = dataclasses.replace(GQA, segments=(config.Segment("moe", 2),), remat="layer")
     params = draw(model)
     tokens = np.random.default_rng(1).integers(0, model.vocab_size, (8, 6)).astype(np.int32)
     positions = np.broadcast_to(np.arange(6, dtype=np.int32), tokens.shape)

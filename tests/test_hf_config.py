@@ -151,7 +151,7 @@ BF16 = {"init_std": 0.02, "param_dtype": "bfloat16"}
 RELEASED = {
     "DeepSeek-V3": (
         DEEPSEEK_V3,
-        dataclasses.replace(config.CONFIG_671B, **BF16, dtype="float32", matmul_dtype="float32", remat=False),
+        dataclasses.replace(config.CONFIG_671B, **BF16, dtype="float32", matmul_dtype="float32", remat="none"),
     ),
     "Qwen3-30B-A3B": (
         QWEN3_30B_A3B,
@@ -344,7 +344,7 @@ def test_yarn_without_its_factor_is_said_to_every_engine():
 
 
 def test_settings_without_effect_do_not_stand_in_the_way():
-    model = config.Model(segments=(config.Segment(), config.Segment()), dtype="bfloat16", remat=True, moe=SOFTMAX)
+    model = config.Model(segments=(config.Segment(), config.Segment()), dtype="bfloat16", remat="layer", moe=SOFTMAX)
     assert hf_config.read(hf_config.write(model)).segments == (config.Segment(count=2),)
 
 

@@ -1,6 +1,7 @@
 """The memory table against the arrays that are made, against hand-computed numbers, and against the compiler's own report."""
 
 import dataclasses
+import io
 import re
 from functools import partial
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from r1jax import config, sharding
 from r1jax.plan import memory, shortage
@@ -41,7 +43,7 @@ def one_device():
     return sharding.make_mesh(config.Mesh(), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("model", [DENSE, dataclasses.replace(SPARSE, remat=True)])
+@pytest.mark.parametrize("model", [DENSE, dataclasses.replace(SPARSE, remat="layer")])
 def test_the_update_is_estimated_within_a_quarter_of_what_the_compiler_reports(model):
     s, mesh = stage(model), one_device()
     trainer = Trainer(s, model, mesh)
@@ -85,7 +87,7 @@ def test_the_cache_by_hand():
 
 
 def test_a_stage_that_never_samples_needs_no_sampler():
-    sft = config.SFT(model=DENSE, sequence_length=128)
+    sft = config.SFT(model=DENSE, sequence_length=128, micro_batch=8)
     found = memory.table(sft, DENSE, one_device())
     assert (found.sampler, found.cache, found.sampling) == (0, 0, 0)
     watched = dataclasses.replace(sft, eval=config.Eval(every=5))
@@ -122,8 +124,8 @@ def test_what_does_not_fit_names_two_settings_that_do():
     quarter = memory.table(dataclasses.replace(s, micro_batch=2), DENSE, mesh).need
     for capacity, settings in (
         (need * 2 // 3, ("micro_batch 4", "micro_batch 2")),
-        (quarter, ("micro_batch 2", "micro_batch 2 with remat true")),
-        (quarter - 1, ("micro_batch 2 with remat true", "micro_batch 2 with remat true with engine.slots 8")),
+        (quarter, ("micro_batch 2", "micro_batch 2 with remat layer")),
+        (quarter - 1, ("micro_batch 2 with remat layer", "micro_batch 2 with remat layer with engine.slots 8")),
     ):
         found = memory.table(s, DENSE, mesh, capacity=capacity)
         assert not found.fits
@@ -190,8 +192,52 @@ def test_an_out_of_memory_error_says_what_to_change(text, asked):
     assert shortage.is_out_of_memory(error) and not shortage.is_out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: bad"))
     line = shortage.explain(error, "update", found, s, DENSE)
     assert line.startswith(f"out of memory in phase update{asked}: planned were ") and "of 1 GiB per device" in line
-    assert line.endswith("set micro_batch below 8, or remat true")
+    assert line.endswith("set micro_batch below 8, or remat to layer")
     assert shortage.explain(error, "eval", found, s, DENSE).endswith("set engine.slots below 16")
-    alone, deep = dataclasses.replace(s, micro_batch=1), dataclasses.replace(DENSE, remat=True)
-    assert shortage.explain(error, "update", found, alone, DENSE).endswith("set remat true")
+    alone, deep = dataclasses.replace(s, micro_batch=1), dataclasses.replace(DENSE, remat="layer")
+    assert shortage.explain(error, "update", found, alone, DENSE).endswith("set remat to layer")
     assert "mesh.context" in shortage.explain(error, "update", found, alone, deep)
+
+
+def test_what_rests_on_the_host_is_not_on_the_device():
+    model = dataclasses.replace(DENSE, param_dtype="bfloat16")
+    plain = memory.table(stage(model, kl_beta=0.1), model, one_device(), capacity=2**30)
+    moved = memory.table(stage(model, kl_beta=0.1, offload=("optimizer", "reference")), model, one_device(), capacity=2**30)
+    scalars = 8  # the counts of updates
+    assert (moved.moments, moved.reference) == (scalars, 0)
+    assert moved.host_moments == plain.moments - scalars and moved.host_reference == plain.reference
+    assert plain.host_need == plain.layer == 0
+    # the table of 256 x 64 numbers, or as many of the head: master and two moments of each, old and new
+    assert moved.layer == 2 * 3 * 4 * 256 * 64
+    assert moved.resident == moved.weights + moved.sampler + scalars
+    assert moved.need == moved.resident + max(
+        moved.gradients + max(moved.activations, moved.layer), moved.host_reference + moved.activations,
+        moved.cache + moved.sampling,
+    )  # fmt: skip
+    split = memory.table(
+        stage(model, offload=("optimizer",)), model, sharding.make_mesh(config.Mesh(fsdp=4, tensor=2)), capacity=2**30
+    )
+    assert split.layer == moved.layer // 8
+    deep = dataclasses.replace(model, vocab_size=16, segments=(config.Segment("dense", 6),))
+    assert memory.table(stage(deep, offload=("optimizer",)), deep, one_device()).layer == 2 * 3 * 4 * 64 * 128
+
+
+def test_the_table_has_a_column_for_the_host_only_if_something_lies_there():
+    console = Console(width=100, record=True, file=io.StringIO())
+    for off in ((), ("optimizer", "reference")):
+        console.print(memory.table(stage(DENSE, kl_beta=0.1, offload=off), DENSE, one_device(), capacity=2**30).table("x"))
+    plain, moved = console.export_text().split("x: memory per device")[1:]
+    assert "on the host" not in plain and "on the host" in moved
+    found = memory.table(stage(DENSE, kl_beta=0.1, offload=("optimizer",)), DENSE, one_device(), capacity=2**30)
+    size = memory.human(found.host_moments)
+    assert f"; on the host optimizer {size}" in found.line()
+    assert re.search(rf"optimizer .*{re.escape(size)}", moved)
+
+
+def test_too_little_on_the_host_is_told_apart():
+    s, mesh = stage(DENSE, offload=("optimizer",)), one_device()
+    found = memory.table(s, DENSE, mesh, capacity=2**30, host_capacity=1024)
+    assert not found.fits
+    with pytest.raises(config.ConfigError, match="too large for the host: offload keeps .* and 1 KiB are free"):
+        shortage.check(found, s, DENSE, mesh)
+    assert memory.table(s, DENSE, mesh, capacity=2**30, host_capacity=2**30).fits

@@ -1,7 +1,6 @@
 """The decoder: one function, however it is called."""
 
 import dataclasses
-import math
 from functools import partial
 
 import jax
@@ -16,8 +15,10 @@ from r1jax import params as parameters
 from r1jax.config.model import CONFIG_671B
 from r1jax.models import cache as caches
 from r1jax.models import decoder, logprobs
-from r1jax.nn import mla, rope
+from r1jax.nn import chunked_attention, mla, rope
+from r1jax.nn.attention import Packed
 from r1jax.nn.matmul import project
+from r1jax.plan import memory
 from r1jax.train import objectives
 from r1jax.types import PackedBatch
 
@@ -91,14 +92,14 @@ def test_both_paths_of_latent_attention_agree_in_value_and_gradient(params):
     layer = jax.tree.map(lambda x: x[0], params[MLA]["segments"][0]["attention"])
     x = jax.random.normal(jax.random.key(0), (2, 5, MLA.d_model))
     positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
-    mask = jnp.broadcast_to(jnp.tril(jnp.ones((5, 5), bool)), (2, 5, 5))
+    packed = Packed(jnp.ones((2, 5), jnp.int32), None)
     angles = rope.angles(positions, MLA.attention.rope_dim, MLA.rope)
     weights = jax.random.normal(jax.random.key(1), x.shape)
 
     @partial(jit, static_argnums=2)
     @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def run(layer, x, absorbed):
-        out, _ = mla.attend(layer, x, angles, mask, model=MLA, absorbed=absorbed)
+        out, _ = mla.attend(layer, x, angles, packed=packed, model=MLA, absorbed=absorbed)
         return (out * weights).sum(), out
 
     (_, expanded), expanded_grads = run(layer, x, False)
@@ -158,20 +159,35 @@ def test_the_671b_model_has_its_parameters():
     assert caches.per_token(CONFIG_671B) == 61 * (512 + 64) * 2  # bfloat16
 
 
-def test_recomputing_layers_leaves_the_gradients():
-    model = dataclasses.replace(MLA, segments=(config.Segment("moe", 2),), mtp_depth=0)
+@pytest.mark.parametrize("kernel", ["reference", "chunked"])
+def test_recomputing_leaves_the_gradients_and_keeps_less(kernel, monkeypatch):
+    monkeypatch.setattr(chunked_attention, "BLOCK", LENGTH // 3)
+    model = dataclasses.replace(MLA, segments=(config.Segment("moe", 2),), mtp_depth=0, attention_kernel=kernel)
     params = draw(model)
 
-    def gradient(model):
-        def loss(params):
-            hidden, aux, _ = decoder.forward(params, TOKENS, POSITIONS, np.ones_like(TOKENS), model=model)
+    def loss(remat):
+        def of(params):
+            ones = np.ones_like(TOKENS)
+            its = dataclasses.replace(model, remat=remat)
+            hidden, aux, _ = decoder.forward(params, TOKENS, POSITIONS, ones, model=its)
             return jnp.square(hidden + 0.5).sum() + aux.balance
 
-        return jit(jax.grad(loss))
+        return of
 
-    kept, recomputed = gradient(model), gradient(dataclasses.replace(model, remat=True))
-    assert "remat" in str(recomputed.trace(params).jaxpr) and "remat" not in str(kept.trace(params).jaxpr)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), recomputed(params), kept(params))
+    def kept(remat):
+        return memory.kept_bytes(lambda params: jax.vjp(loss(remat), params)[1], params)
+
+    expected = jit(jax.grad(loss("none")))(params)
+    policies = ("none", "dots", "attention", "layer", "offload")
+    for remat in policies[1:]:
+        found = jit(jax.grad(loss(remat)))(params)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), found, expected)
+    sizes = [kept(remat) for remat in policies]
+    assert all(more > less for more, less in zip(sizes, sizes[1:], strict=False)), sizes
+    # of 2 layers: their inputs, and beside these the attention's output, and the log-sum-exp of each head in blocks
+    assert sizes[3] - sizes[4] == 2 * TOKENS.size * model.d_model * 4
+    held = model.attention.v_dim if kernel == "reference" else model.attention.v_dim + 1
+    assert sizes[2] - sizes[3] == 2 * TOKENS.size * model.attention.n_heads * held * 4
 
 
 @pytest.mark.parametrize(("contract", "tail"), [(1, (4, 3)), (2, (6,))])
@@ -238,35 +254,6 @@ def test_float32_is_float32_on_accelerators_too(model):
     assert len(found) > 60 and all(p == (jax.lax.Precision.HIGHEST,) * 2 for p in found)
     quick = precisions(dataclasses.replace(model, matmul_dtype="bfloat16"))
     assert 0 < sum(p is not None for p in quick) < 20  # the router and the gates
-
-
-@pytest.mark.parametrize("vocab", [40_000, 32_003])  # four equal chunks; a prime, whose last chunk overlaps
-def test_chunked_log_probabilities_are_the_whole_softmaxs(vocab):
-    size, temperature = logprobs.chunk_size(vocab), 0.7
-    assert 8_000 < size <= logprobs.CHUNK
-    targets = jnp.array([[0, 5, vocab - size, size - 1, size, vocab - 1]])
-    hidden = 2 * jax.random.normal(jax.random.key(0), (1, 6, 8))  # logits up to 30
-    kernel = jax.random.normal(jax.random.key(1), (8, vocab)) * 2
-    kernel = kernel.at[:, vocab - size].multiply(3)  # a heavy entry where the last chunk begins
-    weights = jax.random.normal(jax.random.key(2), (2, 1, 6))
-
-    def ours(hidden, kernel):
-        out = jnp.stack(logprobs.token_logprobs(hidden, kernel, targets, temperature=temperature))
-        return (out * weights).sum(), out
-
-    def theirs(hidden, kernel):
-        all_ = jax.nn.log_softmax(hidden @ kernel / temperature)
-        out = jnp.stack([jnp.take_along_axis(all_, targets[..., None], -1)[..., 0], -(jnp.exp(all_) * all_).sum(-1)])
-        return (out * weights).sum(), out
-
-    (_, value), grads = jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(hidden, kernel)
-    (_, expected), expected_grads = jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(hidden, kernel)
-    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-4)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-4), grads, expected_grads)
-
-
-def test_vocabularies_are_cut_into_few_chunks():
-    assert [logprobs.chunk_size(v) for v in (512, 16_384, 16_385, 129_280)] == [512, 16_384, 8_193, 16_160]
 
 
 @jit

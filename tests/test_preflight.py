@@ -57,7 +57,7 @@ class Script:
             prompt_id=np.array([name for _, name, _ in each], np.int32),
             sample=np.array([k for _, _, k in each], np.int32),
         )
-        progress(found)
+        progress(np.arange(len(each)), found)
         return found
 
 

@@ -390,7 +390,8 @@ def draws(probabilities, count, top_p=1.0, temperature=1.0):
     """How often each token comes in ``count`` rows of the same distribution, and a log-prob of each token."""
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)) * temperature, (count, len(probabilities)))
     keys = row_keys(0, 0, jnp.arange(count), jnp.zeros(count, jnp.int32))
-    tokens, values = jit(partial(sample_tokens, greedy=False, top_p=top_p))(logits, keys, jnp.full(count, 4), temperature=temperature)
+    sample = jit(partial(sample_tokens, greedy=False, top_p=top_p))
+    tokens, values = sample(logits, keys, jnp.full(count, 4), temperature=temperature)
     return np.bincount(tokens, minlength=len(probabilities)), dict(zip(tokens.tolist(), values.tolist(), strict=True))
 
 

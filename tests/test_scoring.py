@@ -42,8 +42,8 @@ def mine(tmp_path):
     return f"{tmp_path}/mine.py:"
 
 
-def written(texts, first=0):
-    """Answers to empty prompts, numbered from ``first``."""
+def written(texts):
+    """Answers to empty prompts."""
     rows = [[2, *BYTES.encode(text)] for text in texts]
     width, count = max(map(len, rows)), len(rows)
     return Trajectories(
@@ -53,7 +53,7 @@ def written(texts, first=0):
         loss_mask=np.ones((count, width), bool),
         logprobs=np.zeros((count, width), np.float32),
         finish=np.zeros(count, np.int8),
-        prompt_id=np.arange(first, first + count, dtype=np.int32),
+        prompt_id=np.arange(count, dtype=np.int32),
         sample=np.zeros(count, np.int32),
     )
 
@@ -70,7 +70,8 @@ class Counting:
     def generate(self, prompts, sampling, *, samples, round, ids, progress):
         count = len(prompts) * samples
         for first in range(0, count, self.width):
-            progress(written([str(i) for i in range(first, min(first + self.width, count))], first))
+            rows = np.arange(first, min(first + self.width, count))[::-1]  # whichever ends first
+            progress(rows, written([str(i) for i in rows]))
             self.between()
         return written([str(i) for i in range(count)])
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from r1jax.config.base import ConfigError
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import DType
+from r1jax.config.model import DType, MatmulDType
 from r1jax.config.rollout import Sampling
 from r1jax.config.train import Workers
 
@@ -41,7 +41,7 @@ class OfModel:
 class Computing(OfModel):
     """What every command that runs a model asks for."""
 
-    matmul_dtype: DType | None = None
+    matmul_dtype: MatmulDType | None = None
     """Operands of matrix products; None is a run's own, and float32 for other models. Sums are float32 either way."""
     dtype: DType | None = None
     """Activations between matrix products, and the cache; None is a run's own, and float32 for other models."""
@@ -211,6 +211,9 @@ class Export(OfModel):
     """None is the ``torch_dtype`` that the weights were released with (bfloat16 where they were FP8, float32 where they were
     float16), of a model that was made here what they have, and f16 in a GGUF file. ``fp8`` is DeepSeek's: attention and
     feed-forward in blocks of 128 x 128, the rest bfloat16. ``f16`` and ``q8_0`` are GGUF's."""
+    adapter: bool = False
+    """Of a LoRA run write the adapters alone, a PEFT directory for what holds the weights beside them already; in float32 or
+    bfloat16. Without it they are merged into the weights."""
     like: Path | None = None
     """A Hugging Face directory: tensors that are not the same by name, shape and dtype are listed, and nothing is written."""
     mesh: Mesh = field(default_factory=Mesh)
@@ -222,6 +225,8 @@ class Export(OfModel):
         if self.dtype not in (None, *can):
             what = "a GGUF file" if gguf else "a directory (a name that ends in .gguf is a GGUF file)"
             raise ConfigError(f"--dtype is {self.dtype}, but {what} can hold {', '.join(can)}")
+        if self.adapter and (gguf or self.like is not None or self.dtype == "fp8"):
+            raise ConfigError("--adapter writes a PEFT directory in float32 or bfloat16: no .gguf, no --like, no --dtype fp8")
         if gguf and self.like is not None:
             raise ConfigError("--like compares Hugging Face directories; leave it out for a GGUF file")
 

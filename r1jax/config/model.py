@@ -11,6 +11,9 @@ from typing import Literal
 from r1jax.config.base import ConfigError
 
 DType = Literal["float32", "bfloat16"]
+MatmulDType = Literal["float32", "bfloat16", "fp8"]
+AttentionKernel = Literal["auto", "reference", "chunked", "fused"]
+Remat = Literal["none", "layer", "attention", "dots", "offload"]
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,20 @@ class Model:
     init_std: float = 0.02
     dtype: DType = "float32"
     """Activations between matrix products."""
-    matmul_dtype: DType = "float32"
-    """Operands of matrix products; they accumulate in float32."""
+    matmul_dtype: MatmulDType = "float32"
+    """Operands of matrix products; they accumulate in float32. ``fp8`` is V3's recipe (arXiv 2412.19437, section 3.3; see
+    ``nn.fp8``): E4M3 with a factor per tile, forward and backward. Embedding, output head, the merging matrix of multi-token
+    prediction, router, norms and attention's own products stay out of it."""
     param_dtype: DType = "float32"
-    remat: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    attention_kernel: AttentionKernel = "auto"
+    """How packed rows attend, to the same values: ``reference`` holds the scores of all pairs of tokens of a row, ``chunked``
+    goes by blocks, with memory in proportion to the row, and ``fused`` is the accelerator's own kernel (tokamax on NVIDIA,
+    splash attention on TPU). ``auto`` takes the fused one where there is one, and elsewhere ``chunked`` for long rows."""
+    remat: Remat = "none"
+    """What the backward pass computes again instead of keeping it, from the most memory to the least: ``none``; ``dots``, all
+    but products with weights, which is nearly free; ``attention``, all but a layer's input and its attention's output, for long
+    rows; ``layer``, all but a layer's input, which costs a forward pass; ``offload``, as ``layer``, with these inputs in the
+    host's memory until they are needed, for more layers or tokens than then still fit."""
 
     def __post_init__(self):
         uses_moe = self.mtp_depth > 0 and self.moe is not None or any(s.ff == "moe" for s in self.segments)
@@ -163,6 +175,11 @@ class Model:
                 )
 
     @property
+    def head_dtype(self) -> DType:
+        """Operands of the products that are never in FP8: embedding and output head."""
+        return "bfloat16" if self.matmul_dtype == "fp8" else self.matmul_dtype
+
+    @property
     def n_layers(self) -> int:
         return sum(segment.count for segment in self.segments)
 
@@ -180,6 +197,6 @@ CONFIG_671B = Model(
     dtype="bfloat16",
     matmul_dtype="bfloat16",
     param_dtype="bfloat16",
-    remat=True,
+    remat="layer",
 )
 """DeepSeek-V3 and R1 (arXiv 2412.19437, section 4.2). 671.03B parameters without the MTP module."""

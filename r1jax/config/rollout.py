@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from r1jax.config.base import ConfigError
 
@@ -32,16 +33,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Engine:
-    """The sampler's static shapes. They decide speed and memory, and never which token is sampled in exact arithmetic."""
+    """The sampler's static shapes, which decide speed and memory and never which token is sampled in exact arithmetic; and how
+    it holds its weights, which may."""
 
     slots: int = 64
     """Rows decoded together."""
     max_prompt_tokens: int = 256
     """A longer prompt is refused, or left out of training and counted."""
     buckets: tuple[int, ...] = ()
-    """Total lengths (prompt + answer) that are compiled, at most 6; empty derives them from the caps."""
+    """Lengths of the cache (prompt + answer) that are compiled, at most 6. It grows and shrinks with the longest row that is
+    going. Empty is what is needed at the most, its half, and so on down to 256."""
     chunk: int = 32
-    """Decode steps between two looks of the host, taken only when stop strings have to be searched for."""
+    """Decode steps between two looks of the host, which takes out answers that have ended, refills their slots, and searches for
+    stop strings. While answers wait the loop returns earlier, once an eighth of the slots have ended."""
+    weights: Literal["same", "int8", "fp8"] = "same"
+    """How the sampler holds the layers' kernels, which it reads once per token; ``same`` is the type of the products. int8 has
+    a factor per output, fp8 (E4M3) one per 128 x 128 as V3's released weights; embedding, output head, router and norms stay.
+    Activations do too, except for fp8 weights under ``matmul_dtype`` fp8. The policy that samples is then not quite the one
+    that learns: ``sampler/logprob_diff_mean`` tells by how much, and ``importance_cap`` corrects for it."""
 
     def __post_init__(self):
         if self.slots < 1 or self.max_prompt_tokens < 1 or self.chunk < 1:

@@ -8,8 +8,9 @@ from typing import Literal
 
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
+from r1jax.config.lora import LoRA
 from r1jax.config.mesh import Mesh
-from r1jax.config.model import DType, Model
+from r1jax.config.model import AttentionKernel, DType, MatmulDType, Model, Remat
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
 
@@ -29,17 +30,23 @@ class Stage:
     optimizer: Optimizer = field(default_factory=Optimizer)
     sequence_length: int = 512
     """Length of a packed row. Longer sequences are left out and counted."""
-    micro_batch: int = 8
-    """Packed rows in one forward and backward pass, over all devices. Gradients do not depend on it."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Packed rows in one forward and backward pass, over all devices. ``auto`` is as many as fit the memory that is free when
+    the run begins. Gradients do not depend on it."""
     param_dtype: DType | None = None
     """How parameters are held. None is float32 for weights that were loaded, whatever their file has, and else the model's. In
-    bfloat16 the optimizer keeps a float32 copy."""
+    bfloat16 the optimizer keeps a float32 copy. With ``lora`` None is what the weights were released in."""
     dtype: DType | None = None
     """Activations between matrix products; None keeps the model's."""
-    matmul_dtype: DType | None = None
-    """Operands of matrix products; None keeps the model's. Sums are float32 either way."""
-    remat: bool | None = None
-    """Recompute layers in the backward pass; None keeps the model's choice."""
+    matmul_dtype: MatmulDType | None = None
+    """Operands of matrix products; None keeps the model's. Sums are float32 either way. ``fp8``: see ``Model.matmul_dtype``."""
+    attention_kernel: AttentionKernel | None = None
+    """How packed rows attend; None keeps the model's choice."""
+    remat: Remat | None = None
+    """What the backward pass computes again; None keeps the model's choice."""
+    offload: tuple[Literal["optimizer", "reference"], ...] = ()
+    """What rests in the host's memory and comes to the device when it is used: the ``optimizer``'s moments and float32 weights
+    (a layer at a time), the ``reference`` (while it scores). Values do not depend on it. Safe to change on resume."""
     bias_rate: float = 0.001
     """Step of the router's balancing bias (V3: 0.001; for R1 unpublished); 0 freezes it."""
     balance_weight: float = 0.0001
@@ -48,6 +55,7 @@ class Stage:
     """Weight of the multi-token-prediction loss (V3: 0.3, then 0.1; for R1 unpublished)."""
     frozen: tuple[str, ...] = ()
     """Regular expressions; parameters whose path (``segments/0/attention/q``) matches one are not trained."""
+    lora: LoRA = field(default_factory=LoRA)
     sampling: Sampling = field(default_factory=Sampling)
     engine: Engine = field(default_factory=Engine)
     mesh: Mesh = field(default_factory=Mesh)
@@ -82,10 +90,20 @@ class Stage:
             raise ConfigError("every source has weight 0; give at least one a positive weight")
         if self.init == "random" and self.model is None:
             raise ConfigError("init is 'random' but model is None; set model, or name the weights to start from in init")
+        if self.lora.rank and self.engine.weights != "same":
+            raise ConfigError(
+                f"engine.weights is {self.engine.weights!r} and lora.rank {self.lora.rank}: adapters stand beside kernels as "
+                "the trainer holds them, not in 8 bits; set engine.weights to 'same', or lora.rank to 0"
+            )
+        if self.init == "random" and self.lora.rank:
+            raise ConfigError(
+                f"lora.rank is {self.lora.rank} but init is 'random'; adapters stand beside trained weights, so name these in "
+                "init, or set lora.rank to 0"
+            )
         if min(self.bias_rate, self.balance_weight, self.mtp_weight) < 0:
             raise ConfigError("bias_rate, balance_weight and mtp_weight must be >= 0")
-        if self.micro_batch < 1 or self.sequence_length < 2:
-            raise ConfigError("micro_batch must be at least 1 and sequence_length at least 2")
+        if (self.micro_batch != "auto" and self.micro_batch < 1) or self.sequence_length < 2:
+            raise ConfigError("micro_batch must be at least 1, or auto, and sequence_length at least 2")
 
 
 @dataclass(frozen=True)
@@ -119,7 +137,8 @@ class GRPO(Stage):
     clip_high: float = 0.2
     """Ratios above 1 + clip_high are clipped. R1's first RL stage used 10."""
     kl_beta: float = 0.001
-    """Weight of the k3 estimate of KL(policy || reference), a term of the loss. 0 keeps no reference."""
+    """Weight of the k3 estimate of KL(policy || reference), a term of the loss. 0 keeps no reference. With ``lora`` the
+    reference is the same weights with the adapters off, and after a refresh a copy of the adapters."""
     reference_every: int = 400
     """The reference becomes the policy every so many steps; 0 never."""
     normalize: Literal["sequence", "token", "constant"] = "sequence"
@@ -200,5 +219,5 @@ class Pipeline:
         return stages
 
 
-SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "export", "workers", "preflight")
+SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "export", "workers", "preflight", "offload")
 """Fields of a stage that a resumed run may change; any other makes it another experiment."""

@@ -9,6 +9,9 @@ from r1jax.config.base import ConfigError
 from r1jax.config.data import Source
 from r1jax.config.rollout import Sampling
 
+LARGEST_BETA = 0.99
+"""With moments in bfloat16. Neighbours lie up to 2^-7 of the value apart, so a change below 2^-8 of it can round away."""
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -27,6 +30,9 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How both moments are held between updates; they are computed in float32. V3 holds them in bfloat16 (arXiv 2412.19437,
+    section 3.3.3), R1's choice is unpublished."""
     weight_decay: float = 0.1
     """Applied to matrices only, not to norms, biases and embeddings. Unpublished for R1."""
     clip_norm: float = 1.0
@@ -39,6 +45,11 @@ class Optimizer:
             raise ConfigError(f"optimizer.lr_end is {self.lr_end}; it must be >= 0, or None for a constant rate")
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps > 0):
             raise ConfigError("optimizer.b1 and b2 must be in [0, 1) and eps above 0")
+        if self.moments_dtype == "bfloat16" and (slow := max(self.b1, self.b2)) > LARGEST_BETA:
+            raise ConfigError(
+                f"optimizer.moments_dtype is bfloat16, whose 8 bits may not tell a moment from {slow:g} of it (b1 or b2), so "
+                f"that it would never fall; use at most {LARGEST_BETA}, or float32"
+            )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax import config
+from r1jax import config, lora
 from r1jax.config import ConfigError
 from r1jax.convert import fp8, hf_config, names
 from r1jax.convert.hf import scales_of
@@ -93,7 +93,7 @@ def plan(
     tensors = []
     for entry in names.entries(model, family):
         quantised = dtype == "fp8" and QUANTISED.search(entry.name)
-        stored = fp8.NAME if quantised else STORED[_leaf(specs, entry.parts[0]).dtype]
+        stored = fp8.NAME if quantised else STORED[leaf(specs, entry.parts[0]).dtype]
         mine = [Tensor(entry.name, stored, entry.shape)]
         if quantised:
             mine.append(Tensor(scales_of(entry.name), "F32", fp8.scale_shape(entry.shape, BLOCK)))
@@ -156,7 +156,7 @@ def write(
 
 def gather(params: Any, entry: names.Entry) -> list[np.ndarray]:
     """An entry's parts on this host. With several processes all of them must call this, in the same order."""
-    return [_fetch(_leaf(params, part), part.index) for part in entry.parts]
+    return [_fetch_kernel(leaf(params, part), part.index) for part in entry.parts]
 
 
 def write_once(
@@ -193,16 +193,25 @@ def _make(planned: Plan, params: Any, entry: names.Entry, lock: threading.Lock) 
     with lock:  # programs on several devices must start on each in the same order
         parts = gather(params, entry)
     if planned.half_split:
-        parts = [_neighbouring(x, part, planned.model) for x, part in zip(parts, entry.parts, strict=True)]
+        parts = [neighbouring(x, part, planned.model) for x, part in zip(parts, entry.parts, strict=True)]
     whole = entry.join(parts)
     quantised = planned.dtype == "fp8" and QUANTISED.search(entry.name)
     return fp8.quantize(whole, BLOCK) if quantised else (whole,)
 
 
-def _leaf(tree: Any, part: names.Part) -> Any:
+def leaf(tree: Any, part: names.Part) -> Any:
+    """What stands at a part's path in a tree like our parameters."""
     for key in part.path:
         tree = tree[key]
     return tree
+
+
+def _fetch_kernel(x: jax.Array | lora.Adapted, index: tuple[int, ...]) -> np.ndarray:
+    """x[index] on this host, of a kernel with an adapter the two as one, in float32."""
+    if not lora.is_adapted(x):
+        return _fetch(x, index)
+    base, a, b = (_fetch(part, index).astype(np.float32) for part in (x.base, x.a, x.b))
+    return base + x.scale * np.tensordot(a, b, 1)
 
 
 def _fetch(x: jax.Array, index: tuple[int, ...]) -> np.ndarray:
@@ -238,7 +247,7 @@ def _take(x: jax.Array, index: tuple[int, ...], split: tuple[bool, ...], where: 
     return x if where is None else jax.lax.with_sharding_constraint(x, where)
 
 
-def _neighbouring(x: np.ndarray, part: names.Part, model: config.Model) -> np.ndarray:
+def neighbouring(x: np.ndarray, part: names.Part, model: config.Model) -> np.ndarray:
     """The rotary channels, last of the last axis, from pairs (i, i + n/2) to pairs (2i, 2i+1). Queries and keys alike, so
     that their product is the same."""
     if part.path[-1] not in ("q", "q_b", "kv_a"):

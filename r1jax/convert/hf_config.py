@@ -328,5 +328,5 @@ def _essence(model: config.Model) -> config.Model:
         rope=rope,
         dtype="float32",
         matmul_dtype="float32",
-        remat=False,
+        remat="none",
     )

@@ -92,6 +92,16 @@ def write_shards(
     return count
 
 
+def write_file(path: Path, pieces: Sequence[Piece]) -> None:
+    """Writes one safetensors file.
+
+    Raises:
+      OSError: it cannot be written.
+      ValueError: a piece was made in another shape than announced.
+    """
+    _write_shard(path, list(pieces), threading.Event(), lambda done: None)
+
+
 def write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

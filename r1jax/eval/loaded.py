@@ -7,8 +7,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from r1jax import config, loading, sharding
 from r1jax.config import commands
@@ -74,8 +72,6 @@ def fit(engine: config.Engine, model: config.Model, mesh: jax.sharding.Mesh, cap
     capacity = memory.available(mesh)
     if capacity is None:
         return engine
-    if jax.process_count() > 1:  # in MiB, for which 32 bits suffice
-        capacity = int(multihost_utils.process_allgather(np.int32(capacity >> 20)).min()) << 20
     while (need := memory.Sampling.of(model, mesh, engine, cap)).need > capacity:
         if engine.slots == 1:
             raise config.ConfigError(

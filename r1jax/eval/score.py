@@ -120,7 +120,7 @@ def _forward(params, tokens, lengths, temperature, *, model: config.Model) -> ja
     hidden, _, _ = decoder.forward(params, tokens, positions, segments, model=model)
     targets = jnp.roll(tokens, -1, axis=1)
     kernel = decoder.head_kernel(params)
-    return token_logprobs(hidden, kernel, targets, temperature=temperature, dtype=model.matmul_dtype)[0]
+    return token_logprobs(hidden, kernel, targets, temperature=temperature, dtype=model.head_dtype)[0]
 
 
 def passes(lengths: Sequence[int], ways: int) -> Iterator[tuple[list[int], int, int]]:

@@ -7,18 +7,21 @@ sampler). Rollout and training call the same function.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from r1jax import config
 from r1jax.nn import gqa, mla, norms, rope
 from r1jax.nn import mlp as dense
 from r1jax.nn import moe as sparse
-from r1jax.nn.attention import packed_mask
+from r1jax.nn.attention import Packed
 from r1jax.nn.matmul import Turned, project
+from r1jax.nn.quantized import quantized_spec
 from r1jax.params import ParamSpec, is_spec, path_name, stack
 from r1jax.sharding import constrain
 
@@ -66,10 +69,30 @@ def specs(model: config.Model) -> dict:
     return out
 
 
+def recomputed(layer: Callable, remat: config.model.Remat) -> Callable:
+    """``layer`` whose gradient makes again what ``remat`` says. Names are given to arrays where they are made."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return layer
+    if remat == "dots":
+        return jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
+    if remat == "attention":
+        return jax.checkpoint(layer, policy=policies.save_only_these_names("attention"))
+    if remat == "offload":
+        host = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["layer_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        return jax.checkpoint(layer, policy=host)
+    return jax.checkpoint(layer)
+
+
 def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
     """int32[B, T] -> [B, T, D]. A product with a one-hot row, so rounded as an operand: a sampler that holds its kernels in
-    ``matmul_dtype`` then sees what the trainer sees."""
-    return jnp.take(params["embed"]["table"], tokens, axis=0).astype(model.matmul_dtype).astype(model.dtype)
+    ``head_dtype`` then sees what the trainer sees."""
+    return jnp.take(params["embed"]["table"], tokens, axis=0).astype(model.head_dtype).astype(model.dtype)
 
 
 def head_kernel(params) -> jax.Array:
@@ -80,16 +103,24 @@ def head_kernel(params) -> jax.Array:
 def logits(params, hidden: jax.Array, model: config.Model) -> jax.Array:
     """float32[..., V] of hidden[..., D]: for a token or a few, never for a training batch."""
     kernel = params["head"]["kernel"] if "head" in params else Turned(params["embed"]["table"])
-    return project(hidden, kernel, model.matmul_dtype).astype(jnp.float32)
+    return project(hidden, kernel, model.head_dtype).astype(jnp.float32)
 
 
-def read_specs(model: config.Model) -> dict:
+def read_specs(model: config.Model, weights: Literal["same", "int8", "fp8"] = "same") -> dict:
     """``specs(model)`` with kernels in the type that the matrix products read, for a loop that reads them once per token.
-    Norms, biases and the router keep ``param_dtype``."""
+    Norms, biases and the router keep ``param_dtype``.
+
+    Args:
+      weights: int8 and fp8 hold the layers' kernels as ``nn.quantized.Quantized``; embedding and output head stay.
+    """
 
     def one(path, spec):
-        kept = any(word in path_name(path) for word in ("norm", "bias", "router"))
-        return spec if kept else dataclasses.replace(spec, dtype=model.matmul_dtype)
+        name = path_name(path)
+        if any(word in name for word in ("norm", "bias", "router")):
+            return spec
+        if weights == "same" or name.startswith(("embed", "head")) or name.endswith("merge"):
+            return dataclasses.replace(spec, dtype=model.head_dtype)
+        return quantized_spec(spec, weights, contract=2 if name.endswith("attention/o") else 1)
 
     return jax.tree_util.tree_map_with_path(one, specs(model), is_leaf=is_spec)
 
@@ -128,10 +159,10 @@ def forward(
       (hidden [B, T, D], Aux, cache).
     """
     angles = rope.angles(positions, _rotary_dim(model), model.rope)
-    mask = packed_mask(segments, prefix) if cache is None else None
+    packed = Packed(segments, prefix)
     x = constrain(embed(params, tokens, model), "batch", "sequence", None)
     apply = partial(
-        _layer, angles=angles, mask=mask, positions=positions, segments=segments, model=model, absorbed=absorbed
+        _layer, angles=angles, packed=packed, positions=positions, segments=segments, model=model, absorbed=absorbed
     )
     if cache is not None or keep:
         params = unstack(params)
@@ -149,8 +180,9 @@ def forward(
                 kept.append(held)
             load, experts, differ = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
         else:
-            layer = jax.checkpoint(layer) if model.remat else layer
-            (x, balance), (load, experts, differ, _) = jax.lax.scan(layer, (x, balance), (stacked, replayed))
+            (x, balance), (load, experts, differ, _) = jax.lax.scan(
+                recomputed(layer, model.remat), (x, balance), (stacked, replayed)
+            )
         loads.append(load)
         chosen.append(experts)
         apart.append(differ)
@@ -201,14 +233,14 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
         ],
         axis=-1,
     )
-    x = project(x, m["merge"], model.matmul_dtype)
+    x = project(x, m["merge"], model.head_dtype)  # not in FP8 in the released weights either
     ff = model.segments[-1].ff
     last = segments != jnp.pad(segments, ((0, 0), (0, 1)))[:, 1:]  # sees a neighbour's token: it counts nowhere
     (x, balance), (load, experts, _, _) = _layer(
         (x, jnp.zeros((), jnp.float32)),
         (m["layer"], None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
-        mask=packed_mask(segments, prefix),
+        packed=Packed(segments, prefix),
         positions=positions,
         segments=jnp.where(last, 0, segments),
         ff=ff,
@@ -227,14 +259,17 @@ def _rotary_dim(model: config.Model) -> int:
     return model.attention.rope_dim if model.attention.kind == "mla" else model.attention.head_dim
 
 
-def _layer(carry, inputs, *, angles, mask, positions, segments, ff: str, model: config.Model, absorbed, cache=None, keep=False):
+def _layer(
+    carry, inputs, *, angles, packed, positions, segments, ff: str, model: config.Model, absorbed, cache=None, keep=False
+):  # fmt: skip
     """Pre-norm attention and feed-forward with residuals: a scan body, or one layer of those that hold a cache."""
     x, balance = carry
+    x = checkpoint_name(x, "layer_input")
     params, routes = inputs
     options = {"absorbed": absorbed} if model.attention.kind == "mla" else {}
     y = norms.rms_norm(x, params["attention_norm"]["scale"], model.norm_eps)
     y, cache = _attention(model).attend(
-        params["attention"], y, angles, mask, model=model, cache=cache, positions=positions, keep=keep, **options
+        params["attention"], y, angles, packed, model=model, cache=cache, positions=positions, keep=keep, **options
     )
     x = constrain(x + y, "batch", "sequence", None)
     y = norms.rms_norm(x, params["ff_norm"]["scale"], model.norm_eps)

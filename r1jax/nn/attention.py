@@ -1,15 +1,30 @@
-"""What both attentions share: who sees whom, the softmax, and the rows of a cache."""
+"""What both attentions share: who sees whom, attention within packed rows, the softmax, and the rows of a cache."""
 
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from r1jax.nn import fused_attention
+from r1jax.nn.chunked_attention import Seen, chunked
 from r1jax.nn.matmul import einsum
+from r1jax.sharding import on_each_device, platform, ways
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) stays finite instead of nan
+LONG = 128  # tokens of a row above which the chunked form is faster, if there is no kernel
+
+
+class Packed(NamedTuple):
+    """Which sequences the tokens of rows belong to: see ``packed_mask``."""
+
+    segments: jax.Array
+    """int32[B, T]"""
+    prefix: jax.Array | None
+    """int32[B, T]"""
 
 
 def packed_mask(segments: jax.Array, prefix: jax.Array | None = None) -> jax.Array:
@@ -24,6 +39,64 @@ def packed_mask(segments: jax.Array, prefix: jax.Array | None = None) -> jax.Arr
     if prefix is not None:
         mine |= (prefix[:, :, None] == segments[:, None, :]) & (prefix[:, :, None] > 0)
     return mine & (t[:, None] >= t[None, :])
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, packed: Packed, *, scale: float, dtype: str, kernel: str) -> jax.Array:
+    """Attention within packed rows: [B, T, N, Hv] in v's dtype.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, T, KV, H]; N / KV heads of the queries share one.
+      v: [B, T, KV, Hv].
+      scale: multiplies the scores.
+      dtype: operand type of the model's products: float32 asks for the highest precision here too.
+      kernel: ``config.Model.attention_kernel``.
+
+    Raises:
+      ValueError: the fused kernel is asked for where it cannot be had.
+    """
+    form = _form(kernel, q.shape[1], packed, dtype)
+    if form == "reference":
+        return checkpoint_name(reference(q, k, v, packed_mask(*packed), scale, dtype), "attention")
+    if k.shape[2] % ways("kv_heads"):  # each device gets the keys that its queries need
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    whole = ways("sequence") == 1
+
+    def local(q, k, v, index, segments, key_segments, *prefix):
+        seen = Seen(segments, key_segments, prefix[0] if prefix else None, index)
+        if form == "chunked":
+            return chunked(q, k, v, seen, scale, dtype)
+        return fused_attention.fused(q, k, v, seen, scale, dtype, causal=whole)
+
+    rows, keys, index = ("batch", "sequence"), ("batch", None), jnp.arange(q.shape[1], dtype=jnp.int32)
+    prefix = () if packed.prefix is None else (packed.prefix,)
+    heads = (*keys, "kv_heads" if k.shape[2] < q.shape[2] else "heads", None)
+    axes = ((*rows, "heads", None), heads, heads, ("sequence",), rows, keys, *(rows for _ in prefix))
+    inputs = (q, k, v, index, packed.segments, packed.segments, *prefix)
+    return on_each_device(local, axes, (*rows, "heads", None))(*inputs)
+
+
+def _form(kernel: str, length: int, packed: Packed, dtype: str) -> str:
+    if kernel in ("reference", "chunked"):
+        return kernel
+    why_not = fused_attention.missing(dtype, shared=packed.prefix is not None, split=ways("sequence") > 1)
+    if kernel == "fused":
+        if why_not:
+            raise ValueError(f"attention_kernel is 'fused', but {why_not}; set it to 'auto' or 'chunked'")
+        return "fused"
+    if platform() != "cpu" and not why_not:
+        return "fused"
+    return "chunked" if length > LONG else "reference"
+
+
+def reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, dtype: str) -> jax.Array:
+    """``attend`` under bool mask[B, T, S], with the scores of every head at once."""
+    b, t, n, h = q.shape
+    kv = k.shape[2]
+    scores = einsum("btkgh,bskh->bkgts", q.reshape(b, t, kv, n // kv, h), k, dtype) * scale
+    # "bkgth" and not "btkgh": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
+    out = einsum("bkgts,bskh->bkgth", softmax(scores, mask, v.dtype), v, dtype)
+    return jnp.moveaxis(out, 3, 1).astype(v.dtype).reshape(b, t, n, -1)
 
 
 def softmax(scores: jax.Array, mask: jax.Array, dtype) -> jax.Array:

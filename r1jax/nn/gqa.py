@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from r1jax import config
-from r1jax.nn import norms
-from r1jax.nn.attention import attend_cached, softmax, write_rows
-from r1jax.nn.matmul import einsum, project
+from r1jax.nn import attention, norms
+from r1jax.nn.attention import Packed, attend_cached, write_rows
+from r1jax.nn.matmul import project
 from r1jax.nn.rope import rotate
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain
@@ -44,14 +44,14 @@ def cache_shapes(model: config.Model, rows: int, length: int) -> tuple[tuple[tup
     return ((rows, a.n_kv_heads, a.head_dim, length), axes), ((rows, a.n_kv_heads, length, a.head_dim), axes)
 
 
-def attend(params, x, angles, mask, *, model: config.Model, cache=None, positions=None, keep: bool = False):
+def attend(params, x, angles, packed: Packed, *, model: config.Model, cache=None, positions=None, keep: bool = False):
     """Self-attention of x[B, T, D].
 
     Args:
       angles: (cos, sin), each float32[B, T, head_dim / 2].
-      mask: bool[B, T, T], without a cache.
-      cache: this layer's blocks, or None. The keys and values of x are written at ``positions`` before attending, and a query at
-        position p sees places 0..p.
+      packed: which sequence each token is of; read without a cache.
+      cache: this layer's blocks, or None. The keys and values of x are written at ``positions`` before attending, and a query
+        at position p sees places 0..p.
       positions: int32[B, T], consecutive in each row; read with a cache.
       keep: return the keys and values of x as a cache of one block.
 
@@ -69,23 +69,22 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, position
         q, k = (norms.rms_norm(y, params[f"{n}_norm"], model.norm_eps) for y, n in ((q, "q"), (k, "k")))
     q, k = (rotate(y, *angles, model.rope.interleaved) for y in (q, k))
     q = constrain(q, "batch", "sequence", "heads", None)
-    b, t = x.shape[:2]
-    group = a.n_heads // a.n_kv_heads
-    q = q.reshape(b, t, a.n_kv_heads, group, a.head_dim)
-    if cache is not None:
-        keys, values = zip(*cache, strict=True)
-        keys = write_rows(keys, jnp.transpose(k, (0, 2, 3, 1)), positions[:, 0], 3)
-        values = write_rows(values, jnp.transpose(v, (0, 2, 1, 3)), positions[:, 0], 2)
-        q = jnp.moveaxis(q, 1, 2).reshape(b, a.n_kv_heads, t * group, a.head_dim)
-        out = attend_cached(q, keys, values, positions, a.head_dim**-0.5, model.matmul_dtype)
-        out = jnp.moveaxis(out.reshape(b, a.n_kv_heads, t, group, a.head_dim), 2, 1)
-        cache = tuple(zip(keys, values, strict=True))
-    else:
-        scores = einsum("btkgh,bskh->bkgts", q, k, model.matmul_dtype) * a.head_dim**-0.5
-        # "bkgth" and not "btkgh": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
-        out = einsum("bkgts,bskh->bkgth", softmax(scores, mask, x.dtype), v, model.matmul_dtype)
-        out = jnp.moveaxis(out, 3, 1).astype(x.dtype)
-        if keep:
-            cache = ((jnp.transpose(k, (0, 2, 3, 1)), jnp.transpose(v, (0, 2, 1, 3))),)
-    out = out.reshape(b, t, a.n_heads, a.head_dim)
-    return project(out, params["o"], model.matmul_dtype, contract=2), cache
+    if cache is None:
+        out = attention.attend(
+            q, k, v, packed, scale=a.head_dim**-0.5, dtype=model.matmul_dtype, kernel=model.attention_kernel
+        )
+        kept = ((_lain(k, 3), _lain(v, 2)),) if keep else None
+        return project(out, params["o"], model.matmul_dtype, contract=2), kept
+    (b, t), group = x.shape[:2], a.n_heads // a.n_kv_heads
+    keys, values = zip(*cache, strict=True)
+    keys = write_rows(keys, _lain(k, 3), positions[:, 0], 3)
+    values = write_rows(values, _lain(v, 2), positions[:, 0], 2)
+    q = jnp.moveaxis(q.reshape(b, t, a.n_kv_heads, group, a.head_dim), 1, 2).reshape(b, a.n_kv_heads, t * group, a.head_dim)
+    out = attend_cached(q, keys, values, positions, a.head_dim**-0.5, model.matmul_dtype)
+    out = jnp.moveaxis(out.reshape(b, a.n_kv_heads, t, group, a.head_dim), 2, 1).reshape(b, t, a.n_heads, a.head_dim)
+    return project(out, params["o"], model.matmul_dtype, contract=2), tuple(zip(keys, values, strict=True))
+
+
+def _lain(x, positions: int):
+    """[B, T, KV, H] as the cache has it, with T as this axis."""
+    return jnp.moveaxis(x, 1, positions)

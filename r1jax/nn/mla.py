@@ -11,8 +11,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from r1jax import config
-from r1jax.nn import norms
-from r1jax.nn.attention import attend_cached, softmax, write_rows
+from r1jax.nn import attention, norms
+from r1jax.nn.attention import Packed, attend_cached, packed_mask, softmax, write_rows
 from r1jax.nn.matmul import einsum, kernel_of, project
 from r1jax.nn.rope import mscale, rotate
 from r1jax.params import ParamSpec
@@ -62,13 +62,13 @@ def softmax_scale(model: config.Model) -> float:
     return (a.nope_dim + a.rope_dim) ** -0.5 * m * m
 
 
-def attend(params, x, angles, mask, *, model: config.Model, cache=None, positions=None, keep: bool = False,
+def attend(params, x, angles, packed: Packed, *, model: config.Model, cache=None, positions=None, keep: bool = False,
            absorbed: bool | None = None):  # fmt: skip
     """Self-attention of x[B, T, D].
 
     Args:
       angles: (cos, sin), each float32[B, T, rope_dim / 2].
-      mask: bool[B, T, T], without a cache.
+      packed: which sequence each token is of; read without a cache.
       cache: this layer's blocks, or None. The latents of x are written at ``positions`` before attending, by the absorbed path,
         and a query at position p sees places 0..p.
       positions: int32[B, T], consecutive in each row; read with a cache.
@@ -96,7 +96,7 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, position
         cache, out = tuple((block,) for block in blocks), _cached(params, q_nope, q_rope, blocks, positions, model)
     else:
         inner = _absorbed if absorbed else _expanded
-        out = inner(params, q_nope, q_rope, latent, k_rope, mask, model)
+        out = inner(params, q_nope, q_rope, latent, k_rope, packed, model)
         if keep:
             cache = ((jnp.concatenate([latent, k_rope], axis=-1),),)
     return project(out, params["o"], model.matmul_dtype, contract=2), cache
@@ -105,7 +105,7 @@ def attend(params, x, angles, mask, *, model: config.Model, cache=None, position
 def _cached(params, q_nope, q_rope, blocks, positions, model):
     """The absorbed path against the cache. A query of latent and rotary part meets a place as it lies, and of the weighted sum
     of places the latent part is read: splitting the places would copy them."""
-    k_b, v_b = (kernel_of(params[name]).astype(q_nope.dtype) for name in ("k_b", "v_b"))
+    k_b, v_b = (kernel_of(params[name], q_nope.dtype) for name in ("k_b", "v_b"))
     q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(q_nope.dtype)
     b, t, n, rank = q_latent.shape
     q = jnp.concatenate([q_latent, q_rope], axis=-1).reshape(b, 1, t * n, -1)
@@ -114,22 +114,22 @@ def _cached(params, q_nope, q_rope, blocks, positions, model):
     return einsum("btnr,rnh->btnh", out[..., :rank].reshape(b, t, n, rank), v_b, model.matmul_dtype).astype(q_nope.dtype)
 
 
-def _expanded(params, q_nope, q_rope, latent, k_rope, mask, model):
+def _expanded(params, q_nope, q_rope, latent, k_rope, packed, model):
     k = project(latent, params["k_b"], model.matmul_dtype)
     v = project(latent, params["v_b"], model.matmul_dtype)
-    scores = einsum("btnh,bsnh->bnts", q_nope, k, model.matmul_dtype)
-    scores += einsum("btnh,bsh->bnts", q_rope, k_rope, model.matmul_dtype)
-    weights = softmax(scores * softmax_scale(model), mask, v.dtype)
-    out = einsum("bnts,bsnh->bnth", weights, v, model.matmul_dtype)
-    return jnp.moveaxis(out, 2, 1).astype(v.dtype)
+    k_rope = jnp.broadcast_to(k_rope[:, :, None], (*k.shape[:3], k_rope.shape[-1]))
+    q, k = jnp.concatenate([q_nope, q_rope], axis=-1), jnp.concatenate([k, k_rope], axis=-1)
+    return attention.attend(
+        q, k, v, packed, scale=softmax_scale(model), dtype=model.matmul_dtype, kernel=model.attention_kernel
+    )
 
 
-def _absorbed(params, q_nope, q_rope, latent, k_rope, mask, model):
-    k_b, v_b = (params[name].astype(latent.dtype) for name in ("k_b", "v_b"))
+def _absorbed(params, q_nope, q_rope, latent, k_rope, packed, model):
+    k_b, v_b = (kernel_of(params[name], latent.dtype) for name in ("k_b", "v_b"))
     q_latent = einsum("btnh,rnh->btnr", q_nope, k_b, model.matmul_dtype).astype(latent.dtype)
     scores = einsum("btnr,bsr->bnts", q_latent, latent, model.matmul_dtype)
     scores += einsum("btnh,bsh->bnts", q_rope, k_rope, model.matmul_dtype)
-    weights = softmax(scores * softmax_scale(model), mask, latent.dtype)
+    weights = softmax(scores * softmax_scale(model), packed_mask(*packed), latent.dtype)
     # "bntr" and not "btnr": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
     out = einsum("bnts,bsr->bntr", weights, latent, model.matmul_dtype).astype(latent.dtype)
     return einsum("bntr,rnh->btnh", out, v_b, model.matmul_dtype).astype(latent.dtype)

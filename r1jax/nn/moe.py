@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import config
+from r1jax.lora import Adapted, is_adapted
 from r1jax.nn import grouped
 from r1jax.nn import mlp as dense
-from r1jax.nn.matmul import einsum, kernel_of, project
+from r1jax.nn.matmul import beside, einsum, kernel_of, project
+from r1jax.nn.quantized import Quantized
 from r1jax.params import ParamSpec
-from r1jax.sharding import constrain, one_cpu
+from r1jax.sharding import constrain, one_device
 
 
 class Routing(NamedTuple):
@@ -55,7 +57,7 @@ def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None
       routes: integers [B, T, K] replay recorded choices, whatever the bias says now; gates are still computed from x. A token
         that is not ``recorded`` chooses by itself.
     """
-    logits = jnp.matmul(x.astype(jnp.float32), kernel_of(params["router"]).astype(jnp.float32), precision="highest")
+    logits = jnp.matmul(x.astype(jnp.float32), kernel_of(params["router"], jnp.float32), precision="highest")
     scores = jax.nn.sigmoid(logits) if moe.scoring == "sigmoid" else jax.nn.softmax(logits, axis=-1)
     chosen = choose(params, scores, moe)
     if routes is not None:
@@ -115,22 +117,56 @@ def moe(params, x: jax.Array, model: config.Model, routes: jax.Array | None = No
 def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
     """The gated sum over the chosen experts, in the form that is faster here: the same sums in another order.
 
-    On one CPU device choices are grouped by expert where at most a quarter of the experts is chosen. Elsewhere every expert
-    sees every token: with half of them chosen the grouped form gains nothing on narrow layers, its loop would run block after
-    block on an accelerator, and over several devices its gathers would cross them.
+    On one device choices are grouped by expert where at most a quarter of the experts is chosen. Elsewhere every expert sees
+    every token: with half of them chosen the grouped form gains nothing on narrow layers, and over several devices its gathers
+    would cross them.
     """
-    form = experts_grouped if one_cpu() and 4 * model.moe.top_k <= model.moe.n_experts else experts_dense
+    few = 4 * model.moe.top_k <= model.moe.n_experts
+    form = experts_grouped if few and one_device() else experts_dense
     return form(params, x, routing, model)
 
 
 def experts_dense(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
     """``experts`` as one SwiGLU of width E * F whose channels are weighted by their expert's gate. The cost grows with E."""
-    e = model.moe.n_experts
+    e, dtype = model.moe.n_experts, model.matmul_dtype
     weight = einsum("btk,btke->bte", routing.gates, jax.nn.one_hot(routing.experts, e, dtype=jnp.float32), "float32")
-    gate, up = (jnp.moveaxis(params[name], 0, 1) for name in ("gate", "up"))
-    hidden = jax.nn.silu(project(x, gate, model.matmul_dtype)) * project(x, up, model.matmul_dtype)
+    gate, up = (_into_each(x, params[name], dtype) for name in ("gate", "up"))
+    hidden = jax.nn.silu(gate) * up
     hidden = constrain(hidden * weight[..., None].astype(hidden.dtype), "batch", "sequence", "experts", "mlp")
-    return project(hidden, params["down"], model.matmul_dtype, contract=2)
+    return _out_of_all(hidden, params["down"], dtype)
+
+
+def _is_scaled(kernels: jax.Array | Quantized, dtype: str) -> bool:
+    """Factors of scaled operands are an expert's own, so there each expert has its own product."""
+    return dtype == "fp8" or isinstance(kernels, Quantized)
+
+
+def _into_each(x: jax.Array, kernels: jax.Array | Adapted | Quantized, dtype: str) -> jax.Array:
+    """x[B, T, D] times each of kernels[E, D, F]: [B, T, E, F]."""
+    if is_adapted(kernels):
+        low = _into_each(x, kernels.a, beside(dtype)) * kernels.scale
+        return _into_each(x, kernels.base, dtype) + _within_each(low, kernels.b, beside(dtype))
+    if _is_scaled(kernels, dtype):
+        return jax.vmap(lambda kernel: project(x, kernel, dtype), out_axes=2)(kernels)
+    return project(x, jnp.moveaxis(kernels, 0, 1), dtype)
+
+
+def _out_of_all(x: jax.Array, kernels: jax.Array | Adapted | Quantized, dtype: str) -> jax.Array:
+    """x[B, T, E, F] times kernels[E, F, D], summed over the experts: [B, T, D]."""
+    if is_adapted(kernels):
+        low = _within_each(x, kernels.a, beside(dtype)) * kernels.scale
+        return _out_of_all(x, kernels.base, dtype) + _out_of_all(low, kernels.b, beside(dtype))
+    if _is_scaled(kernels, dtype):
+        out = jax.vmap(lambda h, kernel: project(h, kernel, dtype), (2, 0))(x, kernels)
+        return out.sum(0, dtype=jnp.float32).astype(x.dtype)
+    return project(x, kernels, dtype, contract=2)
+
+
+def _within_each(x: jax.Array, kernels: jax.Array, dtype: str) -> jax.Array:
+    """x[B, T, E, F] times kernels[E, F, G], each expert's by its own: [B, T, E, G]."""
+    # "ebtg" and not "bteg": XLA:CPU cannot run the transposed bfloat16 product with float32 sums.
+    out = einsum("btef,efg->ebtg", x.astype(dtype), kernels.astype(dtype), dtype)
+    return jnp.moveaxis(out, 0, 2).astype(x.dtype)
 
 
 def experts_grouped(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:

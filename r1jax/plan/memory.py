@@ -18,16 +18,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from rich.table import Table
 
-from r1jax import config, sharding
+from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
-from r1jax.models.logprobs import chunk_size
+from r1jax.models.logprobs import ROWS, chunk_size
+from r1jax.nn.attention import LONG
+from r1jax.nn.chunked_attention import BLOCK
 from r1jax.nn.moe import route_dtype
-from r1jax.rollout.sampler import ROUND_TO
-from r1jax.train import objectives
+from r1jax.rollout.sampler import NO_ADAPTERS, ROUND_TO
+from r1jax.rollout.weights import fits
+from r1jax.train import objectives, offload
+from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
 from r1jax.types import PackedBatch
 
@@ -36,8 +42,9 @@ F32 = 4
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest device. The first four stay through the whole run; an update then needs ``gradients`` and
-    ``activations``, a rollout ``cache`` and ``sampling``, never all of them at once."""
+    """Bytes on the fullest device. The first four stay through the whole run; a micro-batch then needs ``gradients`` and
+    ``activations``, the optimizer's step ``gradients`` and ``layer``, a reference from the host itself and ``activations``, a
+    rollout ``cache`` and ``sampling``, never all of them at once."""
 
     weights: int
     moments: int
@@ -53,7 +60,14 @@ class Memory:
     sampling: int
     """Working set of the loop that decodes: logits, the cache once more, and the routes it records."""
     capacity: int | None
-    """What the device has; None if it does not tell."""
+    """What is free on the device; None if it does not tell."""
+    host_moments: int = 0
+    """As ``moments``, in the host's memory (``offload``)."""
+    host_reference: int = 0
+    layer: int = 0
+    """Of ``host_moments`` the most that a step has on the device: a layer's, or an array's that has no layers, old and new."""
+    host_capacity: int | None = None
+    """What is free on the host for each of its devices; None if it does not tell."""
 
     @property
     def resident(self) -> int:
@@ -61,11 +75,23 @@ class Memory:
 
     @property
     def need(self) -> int:
-        return self.resident + max(self.gradients + self.activations, self.cache + self.sampling)
+        return self.resident + max(
+            self.gradients + max(self.activations, self.layer),
+            self.host_reference + self.activations if self.host_reference else 0,
+            self.cache + self.sampling,
+        )
+
+    @property
+    def host_need(self) -> int:
+        return self.host_moments + self.host_reference
 
     @property
     def fits(self) -> bool:
-        return self.capacity is None or self.need <= self.capacity
+        return (self.capacity is None or self.need <= self.capacity) and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        return self.host_capacity is None or self.host_need <= self.host_capacity
 
     @property
     def parts(self) -> dict[str, int]:
@@ -77,9 +103,16 @@ class Memory:
             "sampler's weights": self.sampler,
             "gradients": self.gradients,
             "activations": self.activations,
+            "optimizer, a layer": self.layer,
+            "reference, scoring": self.host_reference,
             "cache": self.cache,
             "sampling": self.sampling,
         }
+        return {name: size for name, size in rows.items() if size}
+
+    @property
+    def on_host(self) -> dict[str, int]:
+        rows = {"optimizer": self.host_moments, "reference": self.host_reference}
         return {name: size for name, size in rows.items() if size}
 
     @property
@@ -89,41 +122,63 @@ class Memory:
 
     def line(self) -> str:
         """The table on one line."""
-        parts = ", ".join(f"{name} {human(size)}" for name, size in self.parts.items())
-        return f"memory per device: {human(self.need)} of {human(self.capacity)} at the most ({parts})"
+        parts, on_host = (
+            ", ".join(f"{name} {human(size)}" for name, size in rows.items()) for rows in (self.parts, self.on_host)
+        )
+        host = f"; on the host {on_host}" if on_host else ""
+        return f"memory per device: {human(self.need)} of {human(self.capacity)} at the most ({parts}){host}"
 
     def table(self, title: str) -> Table:
         table = Table(title=f"{title}: memory per device", title_justify="left")
         table.add_column("")
         table.add_column("bytes", justify="right")
         table.add_column("of capacity", justify="right")
-        rows = self.parts | {"at the most": self.need}
-        for name, size in rows.items():
-            share = f"{size / self.capacity:.1%}" if self.capacity else ""
-            table.add_row(name, human(size), share, end_section=name == list(self.parts)[-1])
-        table.add_row("capacity", human(self.capacity), "")
+        if self.on_host:
+            table.add_column("on the host", justify="right")
+        names = list(dict.fromkeys([*self.parts, *self.on_host]))
+        for name in names:
+            size, held = self.parts.get(name), self.on_host.get(name)
+            row = [human(size), self._share(size)] if size else ["", ""]
+            table.add_row(name, *row, human(held) if held else "", end_section=name == names[-1])
+        table.add_row("at the most", human(self.need), self._share(self.need), human(self.host_need))
+        table.add_row("capacity", human(self.capacity), "", human(self.host_capacity))
         return table
 
+    def _share(self, size: int) -> str:
+        return f"{size / self.capacity:.1%}" if self.capacity else ""
 
-def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, capacity: int | None = None) -> Memory:
+
+def table(
+    stage: config.Stage,
+    model: config.Model,
+    mesh: jax.sharding.Mesh,
+    *,
+    capacity: int | None = None,
+    host_capacity: int | None = None,
+) -> Memory:
     """What a stage needs.
 
     Args:
       model: the architecture with the stage's compute choices.
-      capacity: bytes per device; None asks the device.
+      capacity: bytes per device; None asks the devices, and their host.
+      host_capacity: bytes per device in the host's memory, if ``capacity`` is given.
 
     Raises:
       ValueError: batch or model do not divide over the mesh.
     """
     trainer = Trainer(stage, model, mesh)
     state = trainer.abstract()
-    trainable, _ = parameters.split(state.params, trainer.mask)
+    weights = laid_out(trainer.specs, trainer.param_shardings)
+    trainable, _ = parameters.split(weights, trainer.mask)
     samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
-    sampling = Sampling.of(model, mesh, stage.engine, longest_answer(stage), route_bytes(stage, model)) if samples else None
+    sampling = None
+    if samples:
+        cap, routes = longest_answer(stage), route_bytes(stage, model)
+        sampling = Sampling.of(model, mesh, stage.engine, cap, stage.lora, weights, routes)
     with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
         backward = activations(stage, model, mesh, trainer.mask)
-    return Memory(
-        weights=device_bytes(state.params),
+    found = Memory(
+        weights=device_bytes(weights),
         moments=device_bytes(state.opt_state) + device_bytes(state.master),
         reference=device_bytes(state.reference),
         sampler=sampling.weights if sampling else 0,
@@ -132,12 +187,46 @@ def table(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, 
         cache=sampling.cache if sampling else 0,
         sampling=sampling.working if sampling else 0,
         capacity=capacity if capacity is not None else available(mesh),
+        host_moments=host_bytes(state.opt_state) + host_bytes(state.master),
+        host_reference=host_bytes(state.reference),
+        layer=2 * largest_layer(trainer, state, trainable) if "optimizer" in stage.offload else 0,
+        host_capacity=host_capacity if capacity is not None else available_on_host(mesh),
+    )
+    if capacity is None and found.capacity is not None and mesh.devices.flat[0].platform == "cpu":  # it is one memory
+        found = dataclasses.replace(found, host_capacity=max(0, found.capacity - found.need))
+    return found
+
+
+def laid_out(specs: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs with shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), parameters.abstract(specs), shardings
     )
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes per device of a tree of ShapeDtypeStructs with shardings."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """Bytes per device of a tree of ShapeDtypeStructs with shardings, without what lies on the host."""
+    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if x.sharding.memory_kind != offload.HOST)
+
+
+def host_bytes(tree: Any) -> int:
+    """Bytes per device of what such a tree has on the host."""
+    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if x.sharding.memory_kind == offload.HOST)
+
+
+def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def largest_layer(trainer: Trainer, state: TrainState, trainable: Any) -> int:
+    """Bytes per device of moments and master weights of one layer, or of one array that has no layers, where they are most."""
+    per_array = host_bytes(state.opt_state) + host_bytes(state.master)
+    arrays = jax.tree.leaves(trainable)
+    counts = [math.prod(x.sharding.shard_shape(x.shape)) for x in arrays]
+    return max(
+        per_array * count // (sum(counts) * (x.shape[0] if layered else 1))
+        for x, count, layered in zip(arrays, counts, trainer.layered, strict=True)
+    )
 
 
 def device_count(tree: Any) -> int:
@@ -151,15 +240,15 @@ def device_count(tree: Any) -> int:
 def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, mask: Any) -> int:
     """Bytes per device of one micro-batch: what the forward pass keeps for the backward pass, and the latter's working set.
 
-    Without remat that is two layers' attention scores, or the logits of a chunk of the vocabulary. With remat a layer keeps its
-    input alone and makes the rest again while its gradient is taken: the working set is then a layer's, and that of every layer
-    that is a segment by itself too, for XLA makes no loop of it and undoes the remat.
+    Without remat that is two layers' attention scores, or the logits of a chunk of the vocabulary. With remat a layer keeps
+    what the policy says and makes the rest again while its gradient is taken: the working set is then a layer's, and that of
+    every layer that is a segment by itself too, for XLA makes no loop of it and undoes the remat.
     """
     local = local_model(model, mesh)
     shape = (stage.micro_batch // sharding.batch_ways(mesh, sharding.TRAIN), stage.sequence_length)
     kept = kept_by_loss(stage, local, mask, shape)
-    working = 2 * shape[0] * local.attention.n_heads * shape[1] ** 2 * F32
-    if model.remat:
+    working = 2 * shape[0] * local.attention.n_heads * scores(model, shape[1]) * F32
+    if model.remat != "none":
         layers = [(kept_by_layer(local, s.ff, shape), s.count) for s in local.segments]
         looped = max((size for size, count in layers if count > 1), default=0)
         working = looped + sum(size for size, count in layers if count == 1)
@@ -167,8 +256,15 @@ def activations(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mes
         kept_by_trunk = kept_by_loss(stage, trunk, {name: m for name, m in mask.items() if name != "mtp"}, shape)
         # The MTP module comes last and its backward pass first: it is gone when the trunk's begins.
         kept, working = kept_by_trunk, max(working, kept - kept_by_trunk)
-    logits = 2 * math.prod(shape) * chunk_size(model.vocab_size) * F32
+    rows = min(math.prod(shape), ROWS) if mesh.size == 1 else math.prod(shape)
+    logits = 2 * rows * chunk_size(model.vocab_size) * F32
     return (kept + max(working, logits)) // mesh.shape["context"]
+
+
+def scores(model: config.Model, length: int) -> int:
+    """How many a head has at a time, of a row."""
+    whole = model.attention_kernel == "reference" or model.attention_kernel == "auto" and length <= LONG
+    return length**2 if whole else BLOCK**2
 
 
 def local_model(model: config.Model, mesh: jax.sharding.Mesh) -> config.Model:
@@ -188,7 +284,7 @@ def local_model(model: config.Model, mesh: jax.sharding.Mesh) -> config.Model:
 def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tuple[int, int]) -> int:
     """Bytes that the loss of one micro-batch [B, T] keeps for its gradient."""
     loss = objectives.objective(stage, model)
-    trainable, frozen = parameters.split(parameters.abstract(decoder.specs(model)), mask)
+    trainable, frozen = parameters.split(parameters.abstract(lora.adapt(decoder.specs(model), stage.lora)), mask)
     totals = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("loss", "sequences", "mtp")}
 
     def keep(trainable, frozen, batch, totals):
@@ -202,10 +298,10 @@ def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tup
 
 
 def kept_by_layer(model: config.Model, ff: str, shape: tuple[int, int]) -> int:
-    """Bytes that one layer keeps for its gradient when nothing is computed again, beside its input."""
+    """Bytes that one layer would keep for its gradient and computes again instead."""
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    def kept(remat: bool) -> int:
+    def kept(remat: config.model.Remat) -> int:
         one = dataclasses.replace(model, segments=(config.Segment(ff, 1),), mtp_depth=0, remat=remat)
 
         def keep(params, tokens):
@@ -213,15 +309,16 @@ def kept_by_layer(model: config.Model, ff: str, shape: tuple[int, int]) -> int:
 
         return kept_bytes(keep, parameters.abstract(decoder.specs(one)), tokens)
 
-    return kept(remat=False) - kept(remat=True)
+    return kept("none") - kept(model.remat)
 
 
 def kept_bytes(keep, *args) -> int:
-    """Bytes of the arrays inside the backward function that ``keep(*args)`` returns. Arguments are there anyway."""
+    """Bytes of the arrays inside the backward function that ``keep(*args)`` returns, those in the host's memory left out.
+    Arguments are there anyway."""
     traced = jax.make_jaxpr(lambda *args: jax.tree.leaves(keep(*args)))(*args).jaxpr
     given = {id(v) for v in (*traced.invars, *traced.constvars)}
     found = {id(v): v.aval for v in traced.outvars if id(v) not in given}
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values())
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values() if a.memory_space != jax.memory.Space.Host)
 
 
 def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch:
@@ -266,16 +363,22 @@ class Sampling:
 
     @classmethod
     def of(
-        cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int, route_bytes: int = 0
-    ) -> Sampling:
-        """Of a sampler with answers of up to ``cap`` tokens, which records so many bytes of routes for each."""
+        cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int,
+        adapters: config.LoRA = NO_ADAPTERS, trained: Any = None, route_bytes: int = 0,
+    ) -> Sampling:  # fmt: skip
+        """Of a sampler with answers of up to ``cap`` tokens.
+
+        Args:
+          trained: the trainer's weights beside it, as ShapeDtypeStructs with shardings. What needs no copy counts nothing.
+          route_bytes: recorded for each token of an answer.
+        """
         rules = sharding.rules("decode", model.attention.kind)
-        specs = decoder.read_specs(model)
-        weights = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            parameters.abstract(specs),
-            sharding.param_shardings(specs, mesh, rules),
-        )
+        specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
+        weights = laid_out(specs, sharding.param_shardings(specs, mesh, rules))
+        if trained is not None and adapters.rank:
+            moves = lora.moving(specs, adapters)
+            copied = jax.tree.map(lambda moved, x, theirs: moved or not fits(theirs, x, x.sharding), moves, weights, trained)
+            weights, _ = parameters.split(weights, copied)
         length = max([-(-engine.max_prompt_tokens // ROUND_TO) * ROUND_TO + cap, *engine.buckets])
         rows = -(-engine.slots // sharding.batch_ways(mesh, rules))
         itemsize = jnp.dtype(model.dtype).itemsize
@@ -293,14 +396,29 @@ class Sampling:
 
 
 def available(mesh: jax.sharding.Mesh) -> int | None:
-    """Bytes that each of this process's devices has: the accelerator's limit, or on the CPU this machine's free memory."""
-    local = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    stats = [d.memory_stats() or {} for d in local]
-    limits = [s["bytes_limit"] for s in stats if "bytes_limit" in s]
-    if limits:
-        return min(limits)
+    """Bytes that are free on the fullest device of any process; on the CPU a device has its share of the machine's free memory.
+    Every process must ask."""
+    stats = [d.memory_stats() or {} for d in _local(mesh)]
+    free = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if "bytes_limit" in s]
+    return _least(min(free)) if free else available_on_host(mesh)
+
+
+def available_on_host(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes of the host's free memory for each of its devices, where there is least. Every process must ask."""
     host = host_available()
-    return None if host is None else host // len(local)
+    return _least(None if host is None else host // max(1, len(_local(mesh))))
+
+
+def _local(mesh: jax.sharding.Mesh) -> list[jax.Device]:
+    return [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+
+
+def _least(size: int | None) -> int | None:
+    """Over all processes, None where one does not know."""
+    if jax.process_count() == 1:
+        return size
+    least = int(multihost_utils.process_allgather(np.int32(-1 if size is None else size >> 20)).min())  # MiB: 32 bits suffice
+    return None if least < 0 else least << 20
 
 
 def host_available(root: Path = Path("/")) -> int | None:

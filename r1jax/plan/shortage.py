@@ -19,11 +19,16 @@ def check(found: Memory, stage: config.Stage, model: config.Model, mesh: jax.sha
         return
     fitting = []
     for text, changed, its_model in smaller(stage, model, mesh):
-        other = table(changed, its_model, mesh, capacity=found.capacity)
+        other = table(changed, its_model, mesh, capacity=found.capacity, host_capacity=found.host_capacity)
         if other.fits:
             fitting.append(f"{text} (needs {human(other.need)})")
         if len(fitting) == 2:
             break
+    if found.need <= (found.capacity or found.need):
+        raise config.ConfigError(
+            f"too large for the host: offload keeps {human(found.host_need)} of each device there and "
+            f"{human(found.host_capacity)} are free; name less in offload"
+        )
     least = human(found.resident)
     hint = (
         "these fit: " + ", or ".join(fitting)
@@ -45,8 +50,10 @@ def smaller(
     for part in (2, 4):
         if stage.micro_batch % (part * ways) == 0:
             changes.append({"micro_batch": stage.micro_batch // part})
-    if not model.remat:
-        changes.append({"remat": True})
+    if model.remat in ("none", "dots", "attention"):
+        changes.append({"remat": "layer"})
+    if "optimizer" not in stage.offload and mesh.devices.flat[0].platform != "cpu":  # a CPU's memory is the host's
+        changes.append({"offload": (*stage.offload, "optimizer")})
     if stage.engine.slots > 1:
         changes.append({"engine.slots": stage.engine.slots // 2})
     if isinstance(stage, config.GRPO) and stage.kl_beta > 0:
@@ -54,7 +61,9 @@ def smaller(
     by_name = list({next(iter(change)): change for change in changes}.values())  # of two batch sizes the smaller
     together = [dict(item for change in by_name[:n] for item in change.items()) for n in range(2, len(by_name) + 1)]
     for change in changes + together:
-        told = " with ".join(f"{name} {str(value).lower()}" for name, value in change.items())
+        told = " with ".join(
+            f"{name} {' '.join(value) if name == 'offload' else str(value).lower()}" for name, value in change.items()
+        )
         fields = {name: value for name, value in change.items() if "." not in name}
         if "engine.slots" in change:
             fields["engine"] = dataclasses.replace(stage.engine, slots=change["engine.slots"])
@@ -71,15 +80,16 @@ def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, mo
     Args:
       phase: of the display, and after a comma what ran within it: ``rollout, compile``.
     """
-    doing = phase.partition(",")[0]
+    doing, deepest = phase.partition(",")[0], model.remat in ("layer", "offload")
     if doing == "load":
         change = "split the weights over more devices (mesh.fsdp), or end what else uses these"
     elif doing in ("rollout", "eval", "preflight"):
         change = f"set engine.slots below {stage.engine.slots}"
     elif stage.micro_batch > 1:
-        change = f"set micro_batch below {stage.micro_batch}" + ("" if model.remat else ", or remat true")
+        change = f"set micro_batch below {stage.micro_batch}" + ("" if deepest else ", or remat to layer")
     else:
-        change = "split sequences or weights over more devices (mesh.context, mesh.fsdp)" if model.remat else "set remat true"
+        split = "split sequences or weights over more devices (mesh.context, mesh.fsdp)"
+        change = split if deepest else "set remat to layer"
     return (
         f"out of memory in phase {phase}{wanted(error)}: planned were {human(found.need)} of {human(found.capacity)} per "
         f"device (largest: {found.largest}); {change}"

@@ -13,6 +13,7 @@ from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.nn.moe import route_dtype
 from r1jax.rollout.sampling import row_keys, sample_tokens
+from r1jax.rollout.weights import read
 from r1jax.sharding import constrain
 from r1jax.types import GOING
 
@@ -104,6 +105,7 @@ class Loop:
         ``Decoding.routes``; None if they are not recorded."""
         positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
         segments = (positions < rows.lengths[:, None]).astype(jnp.int32)
+        params = read(params, round)
         hidden, aux, fresh = decoder.forward(params, rows.tokens, positions, segments, model=self.model, keep=True)
         last = jnp.take_along_axis(hidden, (rows.lengths - 1)[:, None, None], axis=1)
 
@@ -134,14 +136,15 @@ class Loop:
 
         def step(carry):
             step, state = carry
+            own = read(params, step)
             position = (state.prompt_length + state.length - 1)[:, None]
             live = state.finish == GOING
             # A row that has ended reads its last place again, whatever stands there.
             hidden, aux, cache = decoder.forward(
-                params, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
+                own, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
                 cache=state.cache,
             )  # fmt: skip
-            logits = self._logits(params, hidden)
+            logits = self._logits(own, hidden)
             if self.record_routes:
                 routes = decoder.join_routes(aux.routes, self.model)[:, 0]
                 state = state.replace(routes=_write(state.routes, routes, jnp.maximum(state.length - 1, 0), live))

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from r1jax import config, sharding
+from r1jax import config, lora, sharding
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.nn.moe import unrecorded
@@ -25,6 +25,7 @@ from r1jax.rollout.loop import Admission, Decoding, Loop
 from r1jax.rollout.weights import Weights
 from r1jax.types import FINISH, GOING, Trajectories
 
+NO_ADAPTERS = config.LoRA()
 ROUND_TO = 8  # prompt and cache lengths are multiples of this
 SHORTEST_BUCKET, MOST_BUCKETS = 256, 6  # each is a program to compile, and a shorter cache saves next to nothing
 REFILL = 8  # slots / REFILL ended ones are refilled together: a prefill of one row costs nearly as much as one of some
@@ -86,6 +87,7 @@ class Sampler:
       end_ids: tokens that end an answer.
       text: token ids -> str; needed for stop strings.
       seed: of the run. The key of a token is folded from (seed, round, prompt id, sample, position).
+      adapters: which kernels of the weights have adapters.
       record_routes: keep the experts that every token went to (``Trajectories.routes``).
 
     Raises:
@@ -93,26 +95,28 @@ class Sampler:
     """
 
     def __init__(self, model: config.Model, engine: config.Engine, mesh: jax.sharding.Mesh, *, end_ids: Sequence[int],
-                 text: Callable[[list[int]], str] | None = None, seed: int = 0, record_routes: bool = False):  # fmt: skip
+                 text: Callable[[list[int]], str] | None = None, seed: int = 0,
+                 adapters: config.LoRA = NO_ADAPTERS, record_routes: bool = False):  # fmt: skip
         if record_routes and not any(s.ff == "moe" for s in model.segments):
             raise ValueError("record_routes is on, but the model has no experts; leave it off")
         self.model, self.engine, self.mesh, self.text = model, engine, mesh, text
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
         self.slots = -(-engine.slots // self.ways) * self.ways
-        self.specs = decoder.read_specs(model)
-        self._weights = Weights(self.specs, mesh, self.rules)
-        self.shardings = self._weights.stacked
+        self.specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
+        self._weights = Weights(self.specs, mesh, self.rules, lora.moving(self.specs, adapters))
+        self.shardings = self._weights.shardings
         self._loop = Loop(model, self.slots, tuple(end_ids), seed, record_routes)
         self._programs: dict[int, Programs] = {}
         self.params = None
         self.usage = Usage()
 
     def load(self, params, *, copy: bool = True) -> None:
-        """Takes a model's weights into the decode layout, kernels in the type that the products read, layer by layer.
+        """Takes a model's weights into the decode layout, kernels in the type that the products read, layer by layer. With
+        adapters, what is beside them is taken once, see ``Weights``.
 
         Args:
-          copy: False takes ``params`` over and deletes them; they must be in the types of ``specs`` and laid out by ``shardings``.
+          copy: False takes ``params`` over and deletes them; they have the types of ``specs`` and lie as ``shardings`` say.
         """
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
         self.params = self._weights.take(params) if copy else self._weights.take_over(params)

@@ -1,74 +1,140 @@
-"""A model's weights as the decode loop reads them: layer by layer, each kernel with the axes that are summed over last."""
+"""A model's weights as the decode loop reads them: layer by layer, each kernel with the axes that are summed over last.
+
+A scan over stacked layers would copy every layer's weights out of the stack for each token. Only where the trainer's own arrays
+are shared is that price paid.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax import params as parameters
 from r1jax import sharding
+from r1jax.nn import quantized
 from r1jax.nn.matmul import Turned
 from r1jax.params import ParamSpec, is_spec, map_specs
 
 Tree = Any
 
 
-class Weights:
-    """Takes weights whose segments are stacked, as ``specs`` say, apart. A scan over stacked layers would copy every layer's out
-    of the stack for each token."""
+@struct.dataclass
+class Slice:
+    """A layer of an array that the trainer holds, stacked."""
 
-    def __init__(self, specs: Tree, mesh: Mesh, rules: sharding.Rules):
-        self.specs = specs
-        self.stacked = sharding.param_shardings(specs, mesh, rules)
-        self.apart = take_apart(lie, specs, self.stacked)
-        self._take = jax.jit(lambda p: take_apart(turn, specs, parameters.cast(p, specs)), out_shardings=self.apart)
+    stack: jax.Array
+    index: int = struct.field(pytree_node=False)
+
+
+class Weights:
+    """Takes weights over, round after round. What does not move is taken once, and not copied where type and layout are the
+    trainer's already: the trainer must never donate it.
+
+    Args:
+      specs: of the weights, segments stacked.
+      moves: bool per parameter: the trainer may change it.
+    """
+
+    def __init__(self, specs: Tree, mesh: Mesh, rules: sharding.Rules, moves: Tree):
+        self.specs, self._moves = specs, moves
+        self.shardings = sharding.param_shardings(specs, mesh, rules)
+        self._counts = [jax.tree.leaves(s, is_leaf=is_spec)[0].shape[0] for s in specs["segments"]]
+        (moving, self._still), (lie_moving, self._lie) = (parameters.split(t, moves) for t in (specs, self.shardings))
+        self._copy = self._copier(moving, lie_moving)
+        self._given: list[jax.Array] | None = None
+        self._taken: Tree = None
+
+    @property
+    def apart(self) -> Tree:
+        """Where the arrays of a copy lie."""
+        return self._apart(lie, self.specs, self.shardings)
 
     def take(self, params: Tree) -> Tree:
-        """A copy of ``params`` in the types of ``specs``."""
-        return self._take(params)
+        """A copy in the types of ``specs``. Only what moves is read again, as long as the rest are the very arrays of the call
+        before."""
+        moving, still = parameters.split(params, self._moves)
+        given = jax.tree.leaves(still)
+        if not given:
+            return self._copy(moving)
+        if self._given is None or any(a is not b for a, b in zip(given, self._given, strict=True)):
+            self._given = self._taken = None  # or there would be two copies while the new one is made
+            self._taken = self._take_still(still)
+            self._given = given
+        return _merge(self._copy(moving), self._taken)
 
     def take_over(self, params: Tree) -> Tree:
-        """``params`` themselves, which are in these types and laid out by ``stacked``. They go array by array, so that no second
-        model stands beside the first."""
+        """``params`` themselves, which have these types and lie as ``shardings`` say. They go array by array, so that no
+        second model stands beside the first."""
 
         def one(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:
-            where = lie(spec, x.sharding, layers)
-            out = jax.block_until_ready(jax.jit(lambda x: turn(spec, x, layers), out_shardings=where)(x))
+            out = jax.jit(lambda x: turn(spec, x, layers), out_shardings=lie(spec, x.sharding, layers))(x)
+            jax.block_until_ready(out)
             x.delete()
             return out
 
-        return take_apart(one, self.specs, params)
+        return self._apart(one, self.specs, params)
+
+    def _take_still(self, still: Tree) -> Tree:
+        as_they_are = jax.tree.map(fits, still, self._still, self._lie)
+        shared, rest = parameters.split(still, as_they_are)
+        of_shared, specs = parameters.split(self._still, as_they_are)
+        _, where = parameters.split(self._lie, as_they_are)
+        return _merge(self._apart(_share, of_shared, shared), self._copier(specs, where)(rest))
+
+    def _copier(self, specs: Tree, where: Tree) -> Callable[[Tree], Tree]:
+        def copy(params):
+            return self._apart(turn, specs, quantized.read(params, specs))
+
+        return jax.jit(copy, out_shardings=self._apart(lie, specs, where))
+
+    def _apart(self, f: Callable, specs: Tree, tree: Tree) -> Tree:
+        """``f(spec, x, None)`` in the place of each array x, and of each stacked one a layer of ``f(spec, x, layers)``."""
+
+        def segment(specs: Tree, tree: Tree, count: int) -> Tree:
+            found, structure = jax.tree.flatten(specs, is_leaf=is_spec)
+            stacks = [f(s, x, range(count)) for s, x in zip(found, structure.flatten_up_to(tree), strict=True)]
+            return tuple(structure.unflatten([stack[i] for stack in stacks]) for i in range(count))
+
+        return {
+            name: tuple(map(segment, own, tree[name], self._counts))
+            if name == "segments"
+            else map_specs(lambda s, x: f(s, x, None), own, tree[name])
+            for name, own in specs.items()
+        }
 
 
-def take_apart(f: Callable, specs: Tree, tree: Tree) -> Tree:
-    """``f(spec, x, None)`` in the place of each array x, and of each stacked one a layer of ``f(spec, x, layers)``."""
-
-    def segment(specs: Tree, tree: Tree) -> Tree:
-        found, structure = jax.tree.flatten(specs, is_leaf=is_spec)
-        layers = range(found[0].shape[0])
-        stacks = [f(spec, x, layers) for spec, x in zip(found, structure.flatten_up_to(tree), strict=True)]
-        return tuple(structure.unflatten(own) for own in zip(*stacks, strict=True))
-
-    return {
-        name: tuple(map(segment, own, tree[name])) if name == "segments" else map_specs(partial(_whole, f), own, tree[name])
-        for name, own in specs.items()
-    }
+def fits(x: Any, wanted: ParamSpec, where: jax.sharding.Sharding) -> bool:
+    """Whether an array of a trainer has the dtype of ``wanted`` and lies as a sampler wants it."""
+    return x.dtype == wanted.dtype and x.sharding.is_equivalent_to(where, x.ndim)
 
 
-def _whole(f: Callable, spec: ParamSpec, x: Any) -> Any:
-    return f(spec, x, None)
+def read(weights: Tree, now: jax.Array) -> Tree:
+    """Arrays in the place of ``Slice``s.
+
+    Args:
+      now: what changes from step to step: so that layers are copied out of their stack when they are read, one by one, and not
+        all of them before a loop.
+    """
+
+    def one(x):
+        if not isinstance(x, Slice):
+            return x
+        index, _ = jax.lax.optimization_barrier((jnp.int32(x.index), now))
+        return jax.lax.dynamic_index_in_dim(x.stack, index, keepdims=False)
+
+    return jax.tree.map(one, weights, is_leaf=lambda x: isinstance(x, Slice | Turned))
 
 
 def turn(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:
     """An array; of a kernel that ``nn.matmul.project`` takes, ``Turned``. Of a stack a list, one for each layer."""
     if layers is not None:
-        return [turn(dataclasses.replace(spec, shape=spec.shape[1:], axes=spec.axes[1:]), x[i], None) for i in layers]
+        return [turn(_layer(spec), x[i], None) for i in layers]
     return Turned(jnp.moveaxis(x, range(spec.inputs), range(-spec.inputs, 0))) if _is_turned(spec) else x
 
 
@@ -76,12 +142,23 @@ def lie(spec: ParamSpec, where: NamedSharding, layers: range | None) -> Any:
     """Where ``turn`` puts it."""
     axes = list(where.spec) + [None] * (len(spec.shape) - len(where.spec))
     if layers is not None:
-        own = dataclasses.replace(spec, shape=spec.shape[1:], axes=spec.axes[1:])
-        return [lie(own, NamedSharding(where.mesh, PartitionSpec(*axes[1:])), None) for _ in layers]
+        return [lie(_layer(spec), NamedSharding(where.mesh, PartitionSpec(*axes[1:])), None) for _ in layers]
     if not _is_turned(spec):
         return NamedSharding(where.mesh, PartitionSpec(*axes))
     return Turned(NamedSharding(where.mesh, PartitionSpec(*axes[spec.inputs :], *axes[: spec.inputs])))
 
 
+def _share(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:
+    return x if layers is None else [Slice(x, i) for i in layers]
+
+
+def _layer(spec: ParamSpec) -> ParamSpec:
+    return dataclasses.replace(spec, shape=spec.shape[1:], axes=spec.axes[1:])
+
+
 def _is_turned(spec: ParamSpec) -> bool:
     return spec.inputs > 0 and "experts" not in spec.axes
+
+
+def _merge(a: Tree, b: Tree) -> Tree:
+    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None or isinstance(x, Turned | Slice))

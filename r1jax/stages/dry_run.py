@@ -13,6 +13,7 @@ from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
 from r1jax.observe.text import printable, shorten
+from r1jax.plan import micro_batch
 from r1jax.rewards import Item, Pool
 from r1jax.rewards.tokens import TOKENS
 from r1jax.stages.preflight import gold_answer
@@ -37,6 +38,8 @@ def dry_run(settings: Stage | Pipeline, name: str) -> int:
 def show(console: Console, title: str, found: Prepared) -> None:
     stage = found.stage
     console.print(found.memory.table(title))
+    if found.chosen:
+        console.print(micro_batch.line(stage, found.mesh))
     console.print(f"{title}: {stage.steps} steps on {sharding.describe(found.mesh)}, {len(found.held_out)} held-out problems")
     if isinstance(stage, GRPO):
         show_question(console, stage, found.mixture, found.template)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from r1jax import config, loading, sharding
 from r1jax.config import ConfigError, commands
 from r1jax.convert import export as hugging_face
-from r1jax.convert import gguf_write
+from r1jax.convert import gguf_write, peft
 from r1jax.convert.write import refuse_taken
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models import decoder
@@ -40,6 +40,8 @@ def export(command: commands.Export) -> int:
     else:
         room, dtype = hugging_face, command.dtype
     planned = room.plan(opened.model, tokenizer, dtype, opened.origin, opened.trained_length)
+    if command.adapter:
+        return export_adapters(command, opened, planned)
     if command.like is not None:
         refuse_differences(planned, command.like)
     # What is quantised is made from all the digits that there are.
@@ -54,6 +56,29 @@ def export(command: commands.Export) -> int:
         room.write(planned, params, command.out, lambda done: bar.advance(task, done))
     if jax.process_index() == 0:
         print(f"{command.out}: {human(planned.bytes)} in {time.monotonic() - began:.1f} s")
+    return 0
+
+
+def export_adapters(command: commands.Export, opened: loading.Opened, whole: hugging_face.Plan) -> int:
+    """Writes a PEFT directory. Returns the exit code.
+
+    Raises:
+      ConfigError: it is not a LoRA run, or PEFT cannot say its adapters.
+    """
+    found = opened.adapters
+    if found is None:
+        raise ConfigError(f"{command.model} has no adapters: it is not a run with lora.rank above 0; leave out --adapter")
+    adapters = found.read()
+    if jax.process_index() == 0:
+        planned = peft.plan(whole, adapters, found.settings, found.base, command.dtype)
+        peft.write(planned, command.out)
+        print(f"{command.out}: {human(planned.bytes)}, adapters of {planned.modules} matrices of {found.base}")
+        if planned.misread:
+            print(
+                f"PEFT with transformers 5 does not load those of {', '.join(planned.misread)} outside of the experts, and "
+                "does not say so; export without --adapter for it",
+                file=sys.stderr,
+            )
     return 0
 
 

@@ -24,23 +24,27 @@ from r1jax.types import PackedBatch
 
 def train(work: Workspace) -> None:
     """Runs to ``stage.steps``, from wherever the workspace was restored."""
-    stage = work.stage
-    while work.step < stage.steps:
-        began = work.step
-        answers = next_answers(work)
-        advantages = group_advantages(answers.rewards, stage.group, std=stage.advantage_std)
-        write_samples(work, answers, advantages)
-        minibatches = split(work, answers, advantages)
-        with work.phase("score", len(minibatches), "batches"):
-            batches = [pack(work, answers, advantages, rows) for rows in minibatches]
-        for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
-            with work.phase("update", 1, "updates"):
-                work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
-                metrics = {name: float(value) for name, value in metrics.items()}
-                work.display.advance(1, int(metrics["tokens"]))
-            log(work, answers, rows, metrics)
-        work.cursor.round += 1
-        end_of_round(work, began)
+    while work.step < work.stage.steps:
+        play_round(work)
+
+
+def play_round(work: Workspace) -> None:
+    """One rollout and the updates that it is good for."""
+    began = work.step
+    answers = next_answers(work)
+    advantages = group_advantages(answers.rewards, work.stage.group, std=work.stage.advantage_std)
+    write_samples(work, answers, advantages)
+    minibatches = split(work, answers, advantages)
+    with work.phase("score", len(minibatches), "batches"):
+        batches = [pack(work, answers, advantages, rows) for rows in minibatches]
+    for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
+        with work.phase("update", 1, "updates"):
+            work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            work.display.advance(1, int(metrics["tokens"]))
+        log(work, answers, rows, metrics)
+    work.cursor.round += 1
+    end_of_round(work, began)
 
 
 def next_answers(work: Workspace) -> Answers:
@@ -154,10 +158,13 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
         stage.minibatches > 1
     ):  # with one update per round the policy is pi_old, and the loss needs no second pass for a ratio of 1
         batch = batch.replace(old_logprobs=trainer.logprobs(work.state.params, batch, count))
-    if trainer.keep_reference:
-        # Other weights, which chose nothing of what was recorded: the reference routes by itself.
+    if trainer.has_reference:
+        # Other weights would not have made the recorded choices: the reference routes by itself.
         own = batch.replace(routes=None)
-        batch = batch.replace(ref_logprobs=trainer.logprobs(work.state.reference, own, count))
+        # Until its first update the policy is the reference: one pass serves both.
+        same = work.step == work.cursor.refreshed and stage.old_logprobs == "trainer" and batch.old_logprobs is not None
+        reference = batch.old_logprobs if same else trainer.logprobs(trainer.reference(work.state), own, count)
+        batch = batch.replace(ref_logprobs=reference)
     cap = length_cap(stage, work.step)
     return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)
 
@@ -176,6 +183,7 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
     values |= work.data_metrics()
     values["round"] = float(work.cursor.round)
     values["tokens_per_s/rollout"] = work.rollout_rate
+    values |= work.sampler.usage.metrics(work.sampler.slots)
     work.write(work.step, values)
 
 
@@ -207,6 +215,7 @@ def end_of_round(work: Workspace, began: int) -> None:
 
     if work.trainer.keep_reference and due(stage.reference_every):
         work.state = work.trainer.refresh_reference(work.state)
+        work.cursor.refreshed = step
     score = None
     if stage.eval.every and (due(stage.eval.every) or last):
         values = hold_out(work, last)

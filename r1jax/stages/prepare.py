@@ -17,9 +17,12 @@ from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.plan import memory, shortage
+from r1jax.plan import memory, micro_batch, shortage
 from r1jax.rundir import RunDir
 from r1jax.stages.export import plan_export
+
+COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat")
+"""The fields of a model that are not its architecture; a stage has each too."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Prepared:
     """``init`` and ``sources.NAME`` that are names on the Hub -> the commit that they stood for."""
     digests: dict[str, str]
     """``sources.NAME``, and ``eval.sources.NAME`` of the evaluation -> ``data.sources.Rows.identity``."""
+    chosen: dict[str, int]
+    """Fields that the config leaves to the memory that is free -> what was chosen."""
 
 
 def prepare_all(settings: Stage | Pipeline, name: str, run: Path | None = None) -> dict[str, Prepared]:
@@ -89,6 +94,10 @@ def prepare(
     mixture = Mixture(loaded, stage.seed)
     evaluated = held_out(stage)
     rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
+    chosen = {}
+    if stage.micro_batch == "auto":
+        stage = micro_batch.choose(stage, model, mesh, before=rundir.chosen(run).get("micro_batch"))
+        chosen["micro_batch"] = stage.micro_batch
     needed = memory.table(stage, model, mesh)
     shortage.check(needed, stage, model, mesh)
     export = plan_export(stage, model, text, found, opened) if stage.export.every else None
@@ -96,7 +105,7 @@ def prepare(
     commits = {place: commit for place, commit in commits.items() if commit is not None}
     parts = (("sources", loaded), ("eval.sources", evaluated))
     digests = {f"{place}.{s.name}": r.identity for place, part in parts for s, r in part}
-    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests)
+    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen)
 
 
 def find_model(
@@ -114,8 +123,8 @@ def find_model(
         raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
     if isinstance(stage, config.GRPO) and stage.routing_replay and not any(s.ff == "moe" for s in model.segments):
         raise config.ConfigError("routing_replay is on, but the model has no experts; leave it off")
-    chosen = {name: getattr(stage, name) for name in ("param_dtype", "dtype", "matmul_dtype", "remat")}
-    if opened is not None and stage.param_dtype is None:
+    chosen = {name: getattr(stage, name) for name in COMPUTE}
+    if opened is not None and stage.param_dtype is None and not stage.lora.rank:
         chosen["param_dtype"] = "float32"
     return dataclasses.replace(model, **{name: value for name, value in chosen.items() if value is not None}), opened
 
@@ -157,7 +166,7 @@ def held_out(stage: Stage) -> list[tuple[config.Source, sources.Rows]]:
 
 def architecture_diff(asked: config.Model, found: config.Model) -> str:
     """Where two models differ beside how they compute and how they were initialised; empty if nowhere."""
-    free = ("dtype", "matmul_dtype", "param_dtype", "remat", "init_std")
+    free = (*COMPUTE, "init_std")
     places = config.diff(config.to_json(asked), config.to_json(found))
     return ", ".join(f"{place} is {new}, not {old}" for place, old, new in places if place not in free)
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from r1jax import config, loading
+from r1jax import config, loading, lora
 from r1jax.checkpoint import Checkpointer
 from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
@@ -29,7 +29,7 @@ from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter
 from r1jax.observe.phases import Phase
 from r1jax.observe.samples import SamplesWriter
-from r1jax.plan import shortage
+from r1jax.plan import micro_batch, shortage
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
@@ -49,6 +49,8 @@ class Cursor:
     """Next index into the mixture."""
     left_out: int = 0
     """Rows that were too long."""
+    refreshed: int = 0
+    """The step at which the reference became the policy."""
 
 
 class Preempted(Exception):
@@ -121,7 +123,7 @@ class Workspace:
     def save(self, score: float | None = None) -> None:
         with self.phase("save"):
             meta = {"cursor": dataclasses.asdict(self.cursor), "data": self.mixture.fingerprint}
-            self.checkpoints.save(self.step, self.state, meta, score)
+            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score)
             if jax.process_index() == 0:
                 self.ledger.save()
 
@@ -155,7 +157,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
     sampler = Sampler(
-        model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed,
+        model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
         record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -165,18 +167,23 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         stack.callback(checkpoints.close)
         latest = checkpoints.latest()
         if main and latest is None:
-            run.record(found.commits, found.digests)
+            run.record(found.commits, found.digests, found.chosen)
             loading.describe(run.path, model, found.text, tokenizer, found.opened and found.opened.origin)
         console = None if main else Console(file=io.StringIO())
         display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
         display.note(found.memory.line())
+        if found.chosen:
+            display.note(micro_batch.line(stage, mesh))
         stack.enter_context(_out_of_memory(display, found))
         cursor = Cursor()
         with display.phase("load", unit="MB") as phase:
             if latest is None:
-                state = trainer.create(_first_params(found, trainer, partial(_report, display, phase)))
+                state = trainer.create(_first_params(found, run, trainer, partial(_report, display, phase)))
             else:
                 state, meta = checkpoints.restore(trainer.abstract())
+                if stage.lora.rank:
+                    base = loading.open_base(run.path)
+                    state = trainer.whole(state, base.load(*_base_of(trainer), partial(_report, display, phase)))
                 cursor = Cursor(**meta["cursor"])
                 if meta["data"] != mixture.fingerprint:
                     raise config.ConfigError(
@@ -205,10 +212,21 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         yield work
 
 
-def _first_params(found: Prepared, trainer: Trainer, report: loading.Report) -> Any:
+def _first_params(found: Prepared, run: RunDir, trainer: Trainer, report: loading.Report) -> Any:
+    """What training begins with; without adapters, if there are any."""
     if found.opened is None:
         return trainer.init_params(found.stage.seed)
-    return found.opened.load(trainer.specs, trainer.param_shardings, report)
+    if not found.stage.lora.rank:
+        return found.opened.load(*_base_of(trainer), report)
+    base = loading.pinned(found.opened)
+    params = base.load(*_base_of(trainer), report)
+    loading.record_base(run.path, base, params)
+    return params
+
+
+def _base_of(trainer: Trainer) -> tuple[Any, Any]:
+    """Specs and shardings of the weights without adapters."""
+    return trainer.base_specs, lora.off(trainer.param_shardings)
 
 
 def _report(display: Display, phase: Phase, done: int, total: int) -> None:

@@ -20,13 +20,16 @@ def moe_layers(model: config.Model) -> int:
 
 
 def logprobs(params, batch: PackedBatch, *, model: config.Model, temperature: float) -> tuple[jax.Array, jax.Array, tuple]:
-    """(log-probs float32[B, T] of the targets, entropies float32[B, T], (hidden, Aux)) of one micro-batch."""
+    """(log-probs float32[B, T] of the targets, entropies float32[B, T], (hidden, Aux)) of one micro-batch. Where ``batch.mask``
+    is false they mean nothing."""
     routes = None if batch.routes is None else decoder.split_routes(batch.routes, model)
     hidden, aux, _ = decoder.forward(
         params, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model, routes=routes
     )
     kernel = decoder.head_kernel(params)
-    values, entropy = token_logprobs(hidden, kernel, batch.targets, temperature=temperature, dtype=model.matmul_dtype)
+    values, entropy = token_logprobs(
+        hidden, kernel, batch.targets, mask=batch.mask, temperature=temperature, dtype=model.head_dtype
+    )
     return values, entropy, (hidden, aux)
 
 
@@ -93,8 +96,9 @@ def mtp_loss(params, hidden, batch: PackedBatch, *, model: config.Model, stop_tr
         params = {**params, "mtp": module}
     ahead, aux = decoder.mtp(params, hidden, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model)
     targets = jnp.roll(batch.targets, -1, axis=-1)
-    values, _ = token_logprobs(ahead, decoder.head_kernel(params), targets, dtype=model.matmul_dtype)
-    return -jnp.where(mtp_mask(batch), values, 0.0).sum(), aux.load
+    mask = mtp_mask(batch)
+    values, _ = token_logprobs(ahead, decoder.head_kernel(params), targets, mask=mask, dtype=model.head_dtype)
+    return -jnp.where(mask, values, 0.0).sum(), aux.load
 
 
 def objective(stage: config.Stage, model: config.Model):

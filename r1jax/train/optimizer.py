@@ -31,7 +31,22 @@ def schedule(c: config.Optimizer, steps: int) -> optax.Schedule:
 
 def optimizer(c: config.Optimizer, steps: int) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101): decoupled decay, times the learning rate, on matrices only. Clipping is the update's own."""
-    return optax.adamw(schedule(c, steps), b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decay_mask)
+    adamw = optax.adamw(schedule(c, steps), b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decay_mask)
+    return adamw if c.moments_dtype == "float32" else held_in(adamw, c.moments_dtype)
+
+
+def held_in(tx: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """``tx`` with the floating-point part of its state held in ``dtype``. It computes in float32 from what was held, and the
+    step is made from the moments before they are rounded."""
+
+    def cast(state: Any, to: str) -> Any:
+        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+
+    def update(grads, state, params=None):
+        steps, state = tx.update(grads, cast(state, "float32"), params)
+        return steps, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(tx.init(params), dtype), update)
 
 
 def decay_mask(params: Any) -> Any:

@@ -12,23 +12,27 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import params as parameters
 from r1jax import sharding
+from r1jax.train import offload as offloading
 
 
 @struct.dataclass
 class TrainState:
-    """Gradients and moments exist for trainable parameters only; they are float32 whatever the parameters are."""
+    """Gradients and moments exist for trainable parameters only. Gradients are float32 whatever the parameters are, moments
+    what ``optimizer.moments_dtype`` says."""
 
     step: jax.Array
     """int32[]: updates made or skipped."""
     skipped: jax.Array
     """int32[]: updates left out because loss or gradient was not finite."""
     params: Any
+    """All of them; in a checkpoint of a LoRA run the adapters alone."""
     master: Any
     """float32 of the trainable parameters where these are held in less, else None. Steps of R1's size (3e-6) round away in
     bfloat16, so they are added up here."""
     opt_state: Any
     reference: Any
-    """The policy at the last refresh, or None without a KL term."""
+    """The policy at the last refresh, or None without a KL term. Of a LoRA run the adapters at the last refresh; None if there
+    is never one: the reference then has them off."""
 
 
 def create(params: Any, mask: Any, tx: optax.GradientTransformation, *, reference: bool) -> TrainState:
@@ -54,13 +58,22 @@ def float32(tree: Any) -> Any:
 
 
 def shardings(
-    specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, reference: bool
+    specs: Any,
+    mask: Any,
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    reference: bool,
+    offload: tuple[str, ...] = (),
 ) -> TrainState:
-    """A TrainState of NamedShardings: moments lie where their parameter lies."""
+    """A TrainState of NamedShardings: moments lie where their parameter lies, or with ``offload`` in the memory of that
+    device's host."""
     where = sharding.param_shardings(specs, mesh, sharding.TRAIN)
     everywhere = NamedSharding(mesh, PartitionSpec())
     trainable, _ = parameters.split(parameters.abstract(specs), mask)
     where_trainable, _ = parameters.split(where, mask)
+    if "optimizer" in offload:
+        where_trainable = offloading.on_host(where_trainable)
     moments = jax.eval_shape(lambda p: tx.init(float32(p)), trainable)
     opt_state = optax.tree_utils.tree_map_params(
         tx, lambda _, s: s, moments, where_trainable, transform_non_params=lambda _: everywhere
@@ -71,14 +84,20 @@ def shardings(
         params=where,
         master=where_trainable if needs_master(trainable) else None,
         opt_state=opt_state,
-        reference=where if reference else None,
+        reference=(offloading.on_host(where) if "reference" in offload else where) if reference else None,
     )
 
 
 def abstract(
-    specs: Any, mask: Any, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, reference: bool
+    specs: Any,
+    mask: Any,
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    reference: bool,
+    offload: tuple[str, ...] = (),
 ) -> TrainState:
     """Shapes, dtypes and shardings, for restoring and for counting bytes; creates no array."""
     shapes = jax.eval_shape(lambda p: create(p, mask, tx, reference=reference), parameters.abstract(specs))
-    where = shardings(specs, mask, tx, mesh, reference=reference)
+    where = shardings(specs, mask, tx, mesh, reference=reference, offload=offload)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax import config, sharding
+from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.losses.sums import combine
 from r1jax.models import decoder
-from r1jax.train import objectives
+from r1jax.train import objectives, offload
 from r1jax.train import state as states
 from r1jax.train.optimizer import clip_by_global_norm, optimizer, schedule
 from r1jax.train.state import TrainState
@@ -27,11 +27,19 @@ class Trainer:
     ``update(state, batch, count, denominator)`` donates the state. ``logprobs(params, batch, count)`` scores a batch with
     any weights. A batch is a PackedBatch of M micro-batches, of which the first ``count`` hold sequences: M is fixed, so
     nothing is compiled again.
+
+    With ``stage.lora`` the weights beside the adapters, the base, pass through a state untouched: they are never donated, so
+    other places may hold the same arrays.
+
+    Raises:
+      ValueError: batch or sequences do not divide over the mesh, or a pattern of ``frozen`` or ``lora.targets`` matches none.
     """
 
     def __init__(self, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh):
         self.stage, self.model, self.mesh = stage, model, mesh
         self.ways = sharding.batch_ways(mesh, sharding.TRAIN)
+        if stage.micro_batch == "auto":
+            raise ValueError("micro_batch is auto; let plan.micro_batch.choose put a number in its place")
         if stage.micro_batch % self.ways:
             raise ValueError(
                 f"micro_batch is {stage.micro_batch}, not a multiple of the {self.ways} devices that share a batch; "
@@ -42,15 +50,28 @@ class Trainer:
                 f"sequence_length {stage.sequence_length} is not a multiple of mesh.context {mesh.shape['context']}; "
                 "change one of them"
             )
-        self.specs = decoder.specs(model)
+        offload.check(stage, mesh)
+        self.base_specs = decoder.specs(model)
+        lora.check_targets(self.base_specs, stage.lora)
+        self.specs = lora.adapt(self.base_specs, stage.lora)
         self.mask = parameters.trainable_mask(self.specs, stage.frozen)
+        trained = jax.tree.leaves(parameters.split(self.specs, self.mask)[0], is_leaf=parameters.is_spec)
+        self.layered = [spec.axes[:1] == ("layers",) for spec in trained]
         self.tx = optimizer(stage.optimizer, stage.steps)
-        self.keep_reference = stage.kind == "grpo" and stage.kl_beta > 0
-        where = states.shardings(self.specs, self.mask, self.tx, mesh, reference=self.keep_reference)
-        self.param_shardings = where.params
-        self._init = jax.jit(lambda key: parameters.init(self.specs, key), out_shardings=where.params)
+        self.has_reference = stage.kind == "grpo" and stage.kl_beta > 0
+        # Adapters that are never refreshed have a reference in their base.
+        self.keep_reference = self.has_reference and (not stage.lora.rank or stage.reference_every > 0)
+        self.param_shardings = sharding.param_shardings(self.specs, mesh, sharding.TRAIN)
+        self._moves = lora.moving(self.specs, stage.lora)
+        self._specs, self._mask = (parameters.split(tree, self._moves)[0] for tree in (self.specs, self.mask))
+        self._kept = {"reference": self.keep_reference, "offload": stage.offload}
+        where = states.shardings(self._specs, self._mask, self.tx, mesh, **self._kept)
+        self._init = jax.jit(
+            lambda key: parameters.init(self.base_specs, key), out_shardings=lora.off(self.param_shardings)
+        )
+        self._adapters = jax.jit(lambda key: parameters.init(self._specs, key), out_shardings=where.params)
         self._create = jax.jit(
-            partial(states.create, mask=self.mask, tx=self.tx, reference=self.keep_reference), out_shardings=where
+            partial(states.create, mask=self._mask, tx=self.tx, reference=self.keep_reference), out_shardings=where
         )
         self._update = jax.jit(self._make_update(), donate_argnums=0, out_shardings=(where, None))
         self._logprobs = jax.jit(self._score)
@@ -63,10 +84,25 @@ class Trainer:
         return self._init(jax.random.key(seed))
 
     def create(self, params: Any) -> TrainState:
-        return self._create(params)
+        """A fresh state around ``params``, a tree of ``base_specs``."""
+        if not self.stage.lora.rank:
+            return self._create(params)
+        return self.whole(self._create(self._adapters(jax.random.key(self.stage.seed))), params)
 
     def abstract(self) -> TrainState:
-        return states.abstract(self.specs, self.mask, self.tx, self.mesh, reference=self.keep_reference)
+        """Shapes, dtypes and shardings of what a checkpoint holds: of ``changing(state)``."""
+        return states.abstract(self._specs, self._mask, self.tx, self.mesh, **self._kept)
+
+    def changing(self, state: TrainState) -> TrainState:
+        """The state without its base."""
+        return state.replace(params=parameters.split(state.params, self._moves)[0])
+
+    def whole(self, changing: TrainState, base: Any) -> TrainState:
+        """The inverse of ``changing``, with ``base`` a tree of ``base_specs``; without LoRA it is whole already."""
+        return changing if base is None else changing.replace(params=lora.attach(base, changing.params))
+
+    def _base(self, state: TrainState) -> Any:
+        return lora.off(state.params) if self.stage.lora.rank else None
 
     def put(self, batch: PackedBatch) -> PackedBatch:
         """Host arrays [M, B, T] onto the mesh."""
@@ -75,19 +111,31 @@ class Trainer:
     def update(
         self, state: TrainState, batch: PackedBatch, count: int, denominator: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        base = self._base(state)
         with sharding.using(self.mesh, sharding.TRAIN):
-            return self._update(state, batch, jnp.int32(count), jnp.float32(denominator))
+            changed, sums = self._update(self.changing(state), batch, jnp.int32(count), jnp.float32(denominator), base)
+        return self.whole(changed, base), sums
 
     def logprobs(self, params: Any, batch: PackedBatch, count: int) -> jax.Array:
-        """float32[M, B, T], at the rollout's temperature."""
+        """float32[M, B, T], at the rollout's temperature; where the batch's mask is false they mean nothing."""
         with sharding.using(self.mesh, sharding.TRAIN):
             return self._logprobs(params, batch, jnp.int32(count))
 
     def refresh_reference(self, state: TrainState) -> TrainState:
         """The reference becomes the policy."""
-        return self._refresh(state)
+        return self.whole(self._refresh(self.changing(state)), self._base(state))
+
+    def reference(self, state: TrainState) -> Any:
+        """The reference's weights."""
+        base = self._base(state)
+        if base is None or state.reference is None:
+            return state.reference if base is None else base
+        return lora.attach(base, state.reference)
 
     def _score(self, params, batch: PackedBatch, count) -> jax.Array:
+        if "reference" in self.stage.offload:
+            params = offload.to_device(params)
+
         def body(i, out):
             micro = jax.tree.map(lambda x: x[i], batch)
             values, _, _ = objectives.logprobs(params, micro, model=self.model, temperature=self.stage.sampling.temperature)
@@ -96,20 +144,24 @@ class Trainer:
         return jax.lax.fori_loop(0, count, body, jnp.zeros(batch.tokens.shape, jnp.float32))
 
     def _make_update(self) -> Callable:
-        stage, model, mask, tx = self.stage, self.model, self.mask, self.tx
+        stage, model, mask, tx = self.stage, self.model, self._mask, self.tx
         rate = schedule(stage.optimizer, stage.steps)
         objective = objectives.objective(stage, model)
 
-        def update(state: TrainState, batch: PackedBatch, count, denominator):
+        def update(state: TrainState, batch: PackedBatch, count, denominator, base=None):
             trainable, frozen = parameters.split(state.params, mask)
             starts = batch.segments != jnp.pad(batch.segments, ((0, 0), (0, 0), (1, 0)))[..., :-1]
             sequences = (starts & (batch.segments > 0)).sum().astype(jnp.float32)
             totals = {"loss": denominator, "sequences": jnp.maximum(sequences, 1.0)}
             totals["mtp"] = jnp.maximum(objectives.mtp_mask(batch).sum(), 1).astype(jnp.float32)
 
+            def whole(trainable):
+                params = parameters.merge(trainable, frozen)
+                return params if base is None else lora.attach(base, params)
+
             def micro_gradient(i):
                 micro = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-                return jax.grad(lambda t: objective(parameters.merge(t, frozen), micro, totals), has_aux=True)(trainable)
+                return jax.grad(lambda t: objective(whole(t), micro, totals), has_aux=True)(trainable)
 
             def body(i, carry):
                 grads, sums = carry
@@ -124,23 +176,30 @@ class Trainer:
             grads, sums = jax.lax.fori_loop(0, count, body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
             grads, norm = clip_by_global_norm(grads, stage.optimizer.clip_norm)
             finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-            exact = trainable if state.master is None else state.master
-            steps, opt_state = tx.update(grads, state.opt_state, exact)
-            exact = optax.apply_updates(exact, steps)
-            new = parameters.merge(jax.tree.map(lambda x, old: x.astype(old.dtype), exact, trainable), frozen)
-            if stage.bias_rate:
-                new = balance_router(new, sums, stage.bias_rate)
 
             def kept(a, b):
                 return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
 
+            def step(grads, old_state, master, old):
+                exact = old if master is None else master
+                steps, opt_state = tx.update(grads, old_state, exact)
+                new = kept(optax.apply_updates(exact, steps), exact)
+                held = jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
+                return held, None if master is None else new, kept(opt_state, old_state)
+
+            new, master, opt_state = offload.by_layer(
+                step, tx, self.layered, grads, state.opt_state, state.master, trainable, hosted="optimizer" in stage.offload
+            )
+            new = parameters.merge(new, frozen)
+            if stage.bias_rate and not stage.lora.rank:
+                new = kept(balance_router(new, sums, stage.bias_rate), new)
             lr = rate(state.step - state.skipped)
             state = state.replace(
                 step=state.step + 1,
                 skipped=state.skipped + ~finite,
-                params=kept(new, state.params),
-                master=None if state.master is None else kept(exact, state.master),
-                opt_state=kept(opt_state, state.opt_state),
+                params=new,
+                master=master,
+                opt_state=opt_state,
             )
             return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": lr}
 
