@@ -6,15 +6,14 @@
 Device    8 GPUs of 141 GB or 16 of 80 GB; experts are split 8 ways. 8 of 80 GB do not hold it: weights, float32 masters,
           moments, gradients and the sampler's copy alone are 106 GiB on each. Not run here. Rows need the extra `parquet`.
 Memory    117 GiB on each of 8, 64.5 GiB on each of 16: computed, the table that --dry-run prints.
-Expected  unknown, and perhaps a collapse: 3 of 3 GRPO runs of Qwen3-30B-A3B collapsed without routing replay
-          (github.com/NVIDIA/Megatron-LM, issue 4168). This stage cannot replay a rollout's routes, although the forward pass
-          can (`routes`). In those runs one engine sampled and another trained, and 10 % of routers disagreed; here both are
-          one forward pass, with the router in float32. Whether that is enough was not measured: watch
-          sampler/logprob_diff_mean.
+Expected  unknown. 3 of 3 GRPO runs of Qwen3-30B-A3B collapsed without routing replay, and none with it
+          (github.com/NVIDIA/Megatron-LM, issue 4168): 10 % of the routers of sampler and trainer disagreed. Here both are one
+          forward pass, with the router in float32, and routes are replayed (routing_replay): watch sampler/logprob_diff_mean
+          and sampler/route_disagreement. A token's routes are 384 bytes.
 
-Against a collapse: one update a round, so that no ratio compares two routings; a token's weight is cut at 2 where sampler and
-trainer disagree (importance_cap); the router is frozen, and no balance loss pulls at what feeds it. For more updates a round,
-Qwen's ratio of whole sequences is meant to do without replay (GSPO, arXiv 2507.18071): --minibatches 4 --ratio-level sequence
+Against a collapse, beside the replay: one update a round; a token's weight is cut at 2 where sampler and trainer disagree
+(importance_cap); the router is frozen, and no balance loss pulls at what feeds it. For more updates a round, Qwen's ratio of
+whole sequences is meant to do even without replay (GSPO, arXiv 2507.18071): --minibatches 4 --ratio-level sequence
 --clip-low 3e-4 --clip-high 4e-4.
 
 Every expert sees every token so far: 16 times the products that 8 of 128 experts need.
@@ -39,6 +38,7 @@ def config() -> GRPO:
         questions=32,
         group=16,
         minibatches=1,
+        routing_replay=True,
         kl_beta=0.0,
         importance_cap=2.0,
         frozen=("router",),

@@ -37,6 +37,10 @@ class Trajectories:
     """int32[N]: which question, e.g. 17; with ``sample`` it names the random stream."""
     sample: Array
     """int32[N]: 0..G-1, which of the question's answers."""
+    routes: Array | None = None
+    """uint8 (uint16 past 256 experts)[N, T, L, K]: the experts that each token went to in the L layers that have some, e.g.
+    [3, 0]. None if they were not recorded. What the sampler never read, an answer's last token and what lies past it, holds
+    the type's largest number K times (``nn.moe.unrecorded``)."""
 
 
 @struct.dataclass
@@ -71,3 +75,6 @@ class PackedBatch:
     """float32[M, B, T]: pi_old; None stands for the policy itself (a ratio of 1)."""
     ref_logprobs: Array | None = None
     """float32[M, B, T]: the reference's; None without a KL term."""
+    routes: Array | None = None
+    """uint8 or uint16[M, B, T, L * K]: the experts that the update sends the tokens to, as ``models.decoder.join_routes`` lays
+    ``Trajectories.routes``; a token that was not recorded, and padding, chooses by itself. None: all tokens do."""

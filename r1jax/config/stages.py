@@ -157,6 +157,14 @@ class GRPO(Stage):
     DAPO, arXiv 2503.14476, section 3.2); those that are left then count as they are. 0 never does, as R1."""
     length_schedule: tuple[tuple[int, int], ...] = ()
     """(step, cap) pairs: from that step on, answers may have ``cap`` tokens (R1-Zero: 32768, then 65536 from step 8200)."""
+    routing_replay: bool = False
+    """Send every token of the update, for pi and pi_old, to the experts that the rollout sent it to (R3, arXiv 2510.11370).
+    Switch it on for a mixture of experts in bfloat16: where sampler and trainer round apart, tokens change experts; 3 of 3 runs
+    of Qwen3-30B-A3B collapsed without it (github.com/NVIDIA/Megatron-LM, issue 4168). Gates and their gradients are computed as
+    ever; the router's bias takes no part in replayed choices, and moves by the load of the recorded experts. An answer's last
+    token, which the rollout never read, routes by itself, as do the reference (its weights did not sample; so slime) and the
+    multi-token-prediction module. A token's routes take a byte per layer and chosen expert on the host (464 in V3), two past
+    256 experts."""
     share_prompts: bool = True
     """Lay a question's prompt once beside its answers in the update, not once per answer. The same values and
     gradients; expert load and balance count the prompt's tokens once."""

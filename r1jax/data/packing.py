@@ -80,6 +80,7 @@ def pack_sequences(
     ways: int = 1,
     group: int = 1,
     prompt_length: Sequence[int] | np.ndarray | None = None,
+    routes: Sequence[np.ndarray] | None = None,
 ) -> tuple[PackedBatch, int]:
     """Packs N sequences of token ids.
 
@@ -102,6 +103,8 @@ def pack_sequences(
       ways: devices that share a micro-batch's rows, a divisor of ``rows``; they get about as many real tokens each.
       group: this many sequences one after the other begin with the same prompt, and share it.
       prompt_length: int[N], tokens of each sequence's prompt; needed for ``group`` above 1.
+      routes: N of uint8 or uint16[n, L, K], the experts of each token (``Trajectories.routes``), or None. Those of a shared
+        prompt are its first answer's.
 
     Returns:
       A ``PackedBatch`` of numpy arrays [M, B, T], and the number of micro-batches that are not empty; these come first.
@@ -116,6 +119,8 @@ def pack_sequences(
     _same_lengths(lengths, "trained", trained)
     if sampler_logprobs is not None:
         _same_lengths(lengths, "sampler_logprobs", sampler_logprobs)
+    if routes is not None:
+        _same_lengths(lengths, "routes", routes)
     if advantages is not None and len(advantages) != len(sequences):
         raise ValueError(f"{len(advantages)} advantages for {len(sequences)} sequences; there must be one each")
     bundles = _bundles(lengths, group, prompt_length, length)
@@ -168,6 +173,12 @@ def pack_sequences(
     mask = following(trained, bool)
     weights = mask / np.maximum(np.bincount(owner, mask, minlength=len(lengths)), 1)[owner] if normalize == "sequence" else mask
 
+    def laid_routes() -> np.ndarray:
+        every = np.concatenate(routes)
+        out = np.full((total * rows * length, *every.shape[1:]), np.iinfo(every.dtype).max, every.dtype)
+        out[place] = every[here]
+        return out.reshape(total, rows, length, -1)
+
     def at_targets(values: np.ndarray) -> np.ndarray:
         return laid(np.where(mask, values, 0), np.float32)
 
@@ -181,6 +192,7 @@ def pack_sequences(
         weights=laid(weights, np.float32),
         advantages=None if advantages is None else at_targets(np.asarray(advantages, np.float32)[owner]),
         sampler_logprobs=None if sampler_logprobs is None else at_targets(following(sampler_logprobs, np.float32)),
+        routes=None if routes is None else laid_routes(),
     )
     return batch, filled
 

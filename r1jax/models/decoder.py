@@ -35,6 +35,8 @@ class Aux(NamedTuple):
     """int32[L, B, T, K]: the chosen experts, in the form that ``forward(routes=...)`` replays."""
     balance: jax.Array
     """float32[]: V3's sequence-wise balance loss, summed over sequences and MoE layers; divide by both."""
+    disagreement: tuple[jax.Array | None, ...]
+    """float32[L, 2]: replayed choices that the layer would not have made by itself, and all of them; None without replay."""
 
 
 def layer_specs(model: config.Model, ff: str) -> dict:
@@ -150,7 +152,7 @@ def forward(
       cache: None, or a ``models.cache``. Row b's keys are written at ``positions[b]``, which are consecutive, and a query at
         position p sees the row's places 0..p. Donate it to have it updated in place.
       keep: return the keys of these tokens as a cache of one block of T positions.
-      routes: None, or ``Aux.routes`` of an earlier call to choose the same experts again.
+      routes: None, or ``Aux.routes`` of an earlier call to choose the same experts again; see also ``split_routes``.
       absorbed: path of latent attention (see ``nn.mla``); None lets it choose.
 
     Returns:
@@ -164,7 +166,7 @@ def forward(
     )
     if cache is not None or keep:
         params = unstack(params)
-    balance, loads, chosen, kept = jnp.zeros((), jnp.float32), [], [], []
+    balance, loads, chosen, apart, kept = jnp.zeros((), jnp.float32), [], [], [], []
     for i, segment in enumerate(model.segments):
         layer = partial(apply, ff=segment.ff)
         stacked, replayed = params["segments"][i], None if routes is None else routes[i]
@@ -173,16 +175,39 @@ def forward(
             for j, own in enumerate(stacked):
                 one = None if replayed is None else replayed[j]
                 held = None if cache is None else cache[len(kept)]
-                (x, balance), (load, experts, held) = layer((x, balance), (own, one), cache=held, keep=keep)
-                said.append((load, experts))
+                (x, balance), (*told, held) = layer((x, balance), (own, one), cache=held, keep=keep)
+                said.append(told)
                 kept.append(held)
-            load, experts = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
+            load, experts, differ = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
         else:
-            (x, balance), (load, experts, _) = jax.lax.scan(recomputed(layer, model.remat), (x, balance), (stacked, replayed))
+            (x, balance), (load, experts, differ, _) = jax.lax.scan(
+                recomputed(layer, model.remat), (x, balance), (stacked, replayed)
+            )
         loads.append(load)
         chosen.append(experts)
+        apart.append(differ)
     hidden = norms.rms_norm(x, params["final_norm"]["scale"], model.norm_eps)
-    return hidden, Aux(tuple(loads), tuple(chosen), balance), tuple(kept) if cache is not None or keep else None
+    aux = Aux(tuple(loads), tuple(chosen), balance, tuple(apart))
+    return hidden, aux, tuple(kept) if cache is not None or keep else None
+
+
+def join_routes(routes: tuple[jax.Array | None, ...], model: config.Model) -> jax.Array:
+    """``Aux.routes`` as they are recorded, in ``nn.moe.route_dtype``: [B, T, L * K] over all MoE layers. Flat, for an
+    accelerator pads the last two axes of an array, and K alone to many times its size."""
+    layers = jnp.concatenate([r for r in routes if r is not None])
+    flat = jnp.moveaxis(layers, 0, 2).reshape(*layers.shape[1:3], -1)
+    return flat.astype(sparse.route_dtype(model.moe))
+
+
+def split_routes(recorded: jax.Array, model: config.Model) -> tuple[jax.Array | None, ...]:
+    """What ``join_routes`` made, [B, T, L * K], in the form that ``forward(routes=...)`` replays."""
+    layers = jnp.moveaxis(recorded.reshape(*recorded.shape[:2], -1, model.moe.top_k), 2, 0)
+    out, start = [], 0
+    for segment in model.segments:
+        count = segment.count if segment.ff == "moe" else 0
+        out.append(layers[start : start + count] if count else None)
+        start += count
+    return tuple(out)
 
 
 def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, prefix=None) -> tuple[jax.Array, Aux]:
@@ -211,7 +236,7 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
     x = project(x, m["merge"], model.head_dtype)  # not in FP8 in the released weights either
     ff = model.segments[-1].ff
     last = segments != jnp.pad(segments, ((0, 0), (0, 1)))[:, 1:]  # sees a neighbour's token: it counts nowhere
-    (x, balance), (load, experts, _) = _layer(
+    (x, balance), (load, experts, _, _) = _layer(
         (x, jnp.zeros((), jnp.float32)),
         (m["layer"], None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
@@ -223,7 +248,7 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
         absorbed=None,
     )
     hidden = norms.rms_norm(x, m["final_norm"]["scale"], model.norm_eps)
-    return hidden, Aux((load,), (experts,), balance)
+    return hidden, Aux((load,), (experts,), balance, (None,))
 
 
 def _attention(model: config.Model):
@@ -249,8 +274,9 @@ def _layer(
     x = constrain(x + y, "batch", "sequence", None)
     y = norms.rms_norm(x, params["ff_norm"]["scale"], model.norm_eps)
     if ff == "dense":
-        return (constrain(x + dense.mlp(params["ff"], y, model), "batch", "sequence", None), balance), (None, None, cache)
+        return (constrain(x + dense.mlp(params["ff"], y, model), "batch", "sequence", None), balance), (None, None, None, cache)
     y, routing = sparse.moe(params["ff"], y, model, routes)
     balance = balance + sparse.balance_loss(routing, segments, model.moe.top_k)
+    differ = None if routes is None else sparse.disagreement(params["ff"], routing, routes, model.moe)
     x = constrain(x + y, "batch", "sequence", None)
-    return (x, balance), (sparse.load(routing, segments > 0), routing.experts, cache)
+    return (x, balance), (sparse.load(routing, segments > 0), routing.experts, differ, cache)

@@ -50,28 +50,59 @@ def specs(model: config.Model) -> dict:
 def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None) -> Routing:
     """Chooses experts for x[B, T, D], in float32.
 
-    ``s = sigmoid(x e_i)`` or ``softmax(x e)``. The bias takes part in choosing only; a group's
-    score is the sum of its two best biased scores, and experts outside the best ``top_groups`` groups cannot be chosen. Gates
-    are the unbiased scores of the chosen, renormalised and scaled.
+    ``s = sigmoid(x e_i)`` or ``softmax(x e)``, and ``choose``. Gates are the unbiased scores of the chosen, renormalised and
+    scaled.
 
     Args:
-      routes: int32[B, T, K] replays recorded choices; gates are still computed from x.
+      routes: integers [B, T, K] replay recorded choices, whatever the bias says now; gates are still computed from x. A token
+        that is not ``recorded`` chooses by itself.
     """
     logits = jnp.matmul(x.astype(jnp.float32), kernel_of(params["router"], jnp.float32), precision="highest")
     scores = jax.nn.sigmoid(logits) if moe.scoring == "sigmoid" else jax.nn.softmax(logits, axis=-1)
-    if routes is None:
-        biased = scores + params["router_bias"] if moe.bias else scores
-        if moe.n_groups > 1:
-            grouped = biased.reshape(*biased.shape[:-1], moe.n_groups, -1)
-            group_score = jax.lax.top_k(grouped, 2)[0].sum(-1)
-            best = jax.lax.top_k(group_score, moe.top_groups)[1]
-            allowed = jax.nn.one_hot(best, moe.n_groups, dtype=jnp.bool_).any(-2)
-            biased = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(biased.shape)
-        routes = jax.lax.top_k(jax.lax.stop_gradient(biased), moe.top_k)[1]
-    gates = jnp.take_along_axis(scores, routes, axis=-1)
+    chosen = choose(params, scores, moe)
+    if routes is not None:
+        chosen = jnp.where(recorded(routes)[..., None], routes.astype(jnp.int32), chosen)
+    gates = jnp.take_along_axis(scores, chosen, axis=-1)
     if moe.renormalize:
         gates = gates / (gates.sum(-1, keepdims=True) + 1e-20)
-    return Routing(routes, gates * moe.scale, scores)
+    return Routing(chosen, gates * moe.scale, scores)
+
+
+def choose(params, scores: jax.Array, moe: config.MoE) -> jax.Array:
+    """int32[B, T, K]: the experts with the highest scores[B, T, E]. The bias takes part in choosing only; a group's score is
+    the sum of its two best biased scores, and experts outside the best ``top_groups`` groups cannot be chosen."""
+    biased = scores + params["router_bias"] if moe.bias else scores
+    if moe.n_groups > 1:
+        grouped = biased.reshape(*biased.shape[:-1], moe.n_groups, -1)
+        group_score = jax.lax.top_k(grouped, 2)[0].sum(-1)
+        best = jax.lax.top_k(group_score, moe.top_groups)[1]
+        allowed = jax.nn.one_hot(best, moe.n_groups, dtype=jnp.bool_).any(-2)
+        biased = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(biased.shape)
+    return jax.lax.top_k(jax.lax.stop_gradient(biased), moe.top_k)[1]
+
+
+def route_dtype(moe: config.MoE) -> jnp.dtype:
+    """In which routes are recorded: one byte where every expert and the mark of ``unrecorded`` fit into it. The mark may be
+    an expert's number if a token has several: they are never all the same one."""
+    return jnp.dtype(jnp.uint8 if moe.n_experts < 256 or (moe.n_experts == 256 and moe.top_k > 1) else jnp.uint16)
+
+
+def unrecorded(dtype: jnp.dtype) -> int:
+    """All K entries of a token whose choice was not recorded: the largest number."""
+    return int(jnp.iinfo(dtype).max)
+
+
+def recorded(routes: jax.Array) -> jax.Array:
+    """bool[B, T] of routes[B, T, K]."""
+    return (routes != unrecorded(routes.dtype)).any(-1)
+
+
+def disagreement(params, routing: Routing, routes: jax.Array, moe: config.MoE) -> jax.Array:
+    """float32[2]: how many of the recorded choices the router would not make now, and how many there are."""
+    own = choose(params, routing.scores, moe)
+    apart = ~(routes[..., :, None] == own[..., None, :]).any(-1)
+    real = jnp.broadcast_to(recorded(routes)[..., None], apart.shape)
+    return jnp.stack([(apart & real).sum(), real.sum()]).astype(jnp.float32)
 
 
 def moe(params, x: jax.Array, model: config.Model, routes: jax.Array | None = None) -> tuple[jax.Array, Routing]:

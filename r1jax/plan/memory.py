@@ -29,6 +29,7 @@ from r1jax.models import decoder
 from r1jax.models.logprobs import ROWS, chunk_size
 from r1jax.nn.attention import LONG
 from r1jax.nn.chunked_attention import BLOCK
+from r1jax.nn.moe import route_dtype
 from r1jax.rollout.sampler import NO_ADAPTERS, ROUND_TO
 from r1jax.rollout.weights import fits
 from r1jax.train import objectives, offload
@@ -57,7 +58,7 @@ class Memory:
     """What the backward pass of one micro-batch keeps, and its working set."""
     cache: int
     sampling: int
-    """Working set of the loop that decodes: logits, and the cache once more."""
+    """Working set of the loop that decodes: logits, the cache once more, and the routes it records."""
     capacity: int | None
     """What is free on the device; None if it does not tell."""
     host_moments: int = 0
@@ -170,7 +171,10 @@ def table(
     weights = laid_out(trainer.specs, trainer.param_shardings)
     trainable, _ = parameters.split(weights, trainer.mask)
     samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
-    sampling = Sampling.of(model, mesh, stage.engine, longest_answer(stage), stage.lora, weights) if samples else None
+    sampling = None
+    if samples:
+        cap, routes = longest_answer(stage), route_bytes(stage, model)
+        sampling = Sampling.of(model, mesh, stage.engine, cap, stage.lora, weights, routes)
     with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
         backward = activations(stage, model, mesh, trainer.mask)
     found = Memory(
@@ -286,7 +290,11 @@ def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tup
     def keep(trainable, frozen, batch, totals):
         return jax.vjp(lambda t: loss(parameters.merge(t, frozen), batch, totals), trainable, has_aux=True)[1]
 
-    return kept_bytes(keep, trainable, frozen, micro_batch(stage, shape), totals)
+    batch = micro_batch(stage, shape)
+    if size := route_bytes(stage, model):
+        dtype = route_dtype(model.moe)
+        batch = batch.replace(routes=jax.ShapeDtypeStruct((*shape, size // dtype.itemsize), dtype))
+    return kept_bytes(keep, trainable, frozen, batch, totals)
 
 
 def kept_by_layer(model: config.Model, ff: str, shape: tuple[int, int]) -> int:
@@ -334,6 +342,13 @@ def longest_answer(stage: config.Stage) -> int:
     return max(cap, stage.eval.sampling.max_new_tokens if stage.eval.sampling else 0)
 
 
+def route_bytes(stage: config.Stage, model: config.Model) -> int:
+    """Of each token in a rollout that records where the experts are."""
+    if not (isinstance(stage, config.GRPO) and stage.routing_replay):
+        return 0
+    return objectives.moe_layers(model) * model.moe.top_k * route_dtype(model.moe).itemsize
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Bytes per device."""
@@ -349,12 +364,13 @@ class Sampling:
     @classmethod
     def of(
         cls, model: config.Model, mesh: jax.sharding.Mesh, engine: config.Engine, cap: int,
-        adapters: config.LoRA = NO_ADAPTERS, trained: Any = None,
+        adapters: config.LoRA = NO_ADAPTERS, trained: Any = None, route_bytes: int = 0,
     ) -> Sampling:  # fmt: skip
         """Of a sampler with answers of up to ``cap`` tokens.
 
         Args:
           trained: the trainer's weights beside it, as ShapeDtypeStructs with shardings. What needs no copy counts nothing.
+          route_bytes: recorded for each token of an answer.
         """
         rules = sharding.rules("decode", model.attention.kind)
         specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
@@ -373,7 +389,7 @@ class Sampling:
             cache += model.n_layers * math.prod(shape) * itemsize // split
         logits = 4 * rows * model.vocab_size * F32  # scaled, exponentiated, cumulated in blocks, and as they were
         # XLA:CPU's report shows a second copy of the cache inside the loop, in another layout.
-        return cls(device_bytes(weights), cache, logits + cache)
+        return cls(device_bytes(weights), cache, logits + cache + rows * cap * route_bytes)
 
 
 # -- Capacity

@@ -11,6 +11,7 @@ from flax import struct
 from r1jax import config
 from r1jax.models import cache as caches
 from r1jax.models import decoder
+from r1jax.nn.moe import route_dtype
 from r1jax.rollout.sampling import row_keys, sample_tokens
 from r1jax.rollout.weights import read
 from r1jax.sharding import constrain
@@ -37,6 +38,9 @@ class Decoding:
     prompt_length: jax.Array
     """int32[S]"""
     keys: jax.Array
+    routes: jax.Array | None = None
+    """uint8 or uint16[S, C, L * K]: the experts that the answer's tokens went to, as ``models.decoder.join_routes`` lays them,
+    of the tokens that the decode loop read: not of the newest. None if they are not recorded."""
 
 
 @struct.dataclass
@@ -71,6 +75,7 @@ class Loop:
     """Rows decoded together: S."""
     end_ids: tuple[int, ...]
     seed: int
+    record_routes: bool = False
 
     def empty(self, *, length: int, cap: int) -> Decoding:
         """No row anywhere, and a cache of ``length`` positions."""
@@ -85,19 +90,23 @@ class Loop:
             finish=zero,
             prompt_length=zero,
             keys=row_keys(self.seed, 0, zero, zero),
+            routes=self._no_routes(cap) if self.record_routes else None,
         )
 
     def block(self, *, length: int) -> caches.Cache:
         """What a cache grows by."""
         return caches.create(self.model, self.slots, length)
 
-    def admit(self, params, rows: Admission, round, temperature, *, state: Decoding, greedy, top_p) -> Decoding:
+    def admit(
+        self, params, rows: Admission, round, temperature, *, state: Decoding, greedy, top_p
+    ) -> tuple[Decoding, jax.Array | None]:
         """Runs each prompt once, gives every slot that begins its own copy of the prompt's keys, and samples its first token.
-        The other slots keep what they have."""
+        The other slots keep what they have. Beside the state it returns what routes the prompts took, [P, T, L * K] as in
+        ``Decoding.routes``; None if they are not recorded."""
         positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
         segments = (positions < rows.lengths[:, None]).astype(jnp.int32)
         params = read(params, round)
-        hidden, _, fresh = decoder.forward(params, rows.tokens, positions, segments, model=self.model, keep=True)
+        hidden, aux, fresh = decoder.forward(params, rows.tokens, positions, segments, model=self.model, keep=True)
         last = jnp.take_along_axis(hidden, (rows.lengths - 1)[:, None, None], axis=1)
 
         def begin(new, old):
@@ -114,7 +123,8 @@ class Loop:
             prompt_length=begin(rows.prompt_length, state.prompt_length),
             keys=begin(row_keys(self.seed, round, rows.prompt_id, rows.sample), state.keys),
         )
-        return self._append(state, self._logits(params, last)[rows.owner], rows.taken, temperature, greedy, top_p)
+        routes = decoder.join_routes(aux.routes, self.model) if self.record_routes else None
+        return self._append(state, self._logits(params, last)[rows.owner], rows.taken, temperature, greedy, top_p), routes
 
     def decode(self, params, *, state: Decoding, steps, enough, temperature, greedy, top_p) -> Decoding:
         """Appends up to ``steps`` tokens, and stops earlier once ``enough`` slots have ended. No row leaves the device on the
@@ -130,14 +140,21 @@ class Loop:
             position = (state.prompt_length + state.length - 1)[:, None]
             live = state.finish == GOING
             # A row that has ended reads its last place again, whatever stands there.
-            hidden, _, cache = decoder.forward(
+            hidden, aux, cache = decoder.forward(
                 own, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
                 cache=state.cache,
             )  # fmt: skip
             logits = self._logits(own, hidden)
+            if self.record_routes:
+                routes = decoder.join_routes(aux.routes, self.model)[:, 0]
+                state = state.replace(routes=_write(state.routes, routes, jnp.maximum(state.length - 1, 0), live))
             return step + 1, self._append(state.replace(cache=cache), logits, live, temperature, greedy, top_p)
 
         return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state))[1]
+
+    def _no_routes(self, cap: int) -> jax.Array:
+        layers = sum(s.count for s in self.model.segments if s.ff == "moe")
+        return jnp.zeros((self.slots, cap, layers * self.model.moe.top_k), route_dtype(self.model.moe))
 
     def _logits(self, params, hidden) -> jax.Array:
         """float32[B, V] for [B, 1, D], a row's as a whole on one device."""

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from r1jax import config, lora, sharding
 from r1jax.models import cache as caches
 from r1jax.models import decoder
+from r1jax.nn.moe import unrecorded
 from r1jax.rollout import stopping
 from r1jax.rollout.loop import Admission, Decoding, Loop
 from r1jax.rollout.weights import Weights
@@ -43,6 +44,8 @@ class Job:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: int = GOING
+    routes: np.ndarray | None = None
+    """[n, L, K] of the first n tokens, the prompt's too, as in ``Trajectories.routes``; None if they are not recorded."""
 
     @property
     def known(self) -> list[int]:
@@ -85,11 +88,17 @@ class Sampler:
       text: token ids -> str; needed for stop strings.
       seed: of the run. The key of a token is folded from (seed, round, prompt id, sample, position).
       adapters: which kernels of the weights have adapters.
+      record_routes: keep the experts that every token went to (``Trajectories.routes``).
+
+    Raises:
+      ValueError: routes are to be recorded and the model has no experts.
     """
 
     def __init__(self, model: config.Model, engine: config.Engine, mesh: jax.sharding.Mesh, *, end_ids: Sequence[int],
                  text: Callable[[list[int]], str] | None = None, seed: int = 0,
-                 adapters: config.LoRA = NO_ADAPTERS):  # fmt: skip
+                 adapters: config.LoRA = NO_ADAPTERS, record_routes: bool = False):  # fmt: skip
+        if record_routes and not any(s.ff == "moe" for s in model.segments):
+            raise ValueError("record_routes is on, but the model has no experts; leave it off")
         self.model, self.engine, self.mesh, self.text = model, engine, mesh, text
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
@@ -97,7 +106,7 @@ class Sampler:
         self.specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
         self._weights = Weights(self.specs, mesh, self.rules, lora.moving(self.specs, adapters))
         self.shardings = self._weights.shardings
-        self._loop = Loop(model, self.slots, tuple(end_ids), seed)
+        self._loop = Loop(model, self.slots, tuple(end_ids), seed, record_routes)
         self._programs: dict[int, Programs] = {}
         self.params = None
         self.usage = Usage()
@@ -211,7 +220,7 @@ class Sampler:
         layer = (tuple(lay(*axes) for _, axes in caches.shapes(self.model, self.slots, 1)),) * blocks
         return Decoding(
             cache=(layer,) * self.model.n_layers, tokens=table, logprobs=table, newest=row, length=row, cap=row, finish=row,
-            prompt_length=row, keys=row,
+            prompt_length=row, keys=row, routes=lay("batch", None, None) if self._loop.record_routes else None,
         )  # fmt: skip
 
 
@@ -221,18 +230,18 @@ class Programs:
 
     empty: Callable[..., Decoding]
     block: Callable[..., caches.Cache]
-    admit: Callable[..., Decoding]
+    admit: Callable[..., tuple[Decoding, jax.Array | None]]
     decode: Callable[..., Decoding]
 
     @classmethod
     def of(cls, loop: Loop, layout: Decoding) -> Programs:
-        static = {"static_argnames": ("greedy", "top_p"), "donate_argnames": ("state",), "out_shardings": layout}
+        static = {"static_argnames": ("greedy", "top_p"), "donate_argnames": ("state",)}
         one = tuple(layer[:1] for layer in layout.cache)
         return cls(
             jax.jit(loop.empty, static_argnames=("length", "cap"), out_shardings=layout),
             jax.jit(loop.block, static_argnames=("length",), out_shardings=one),
-            jax.jit(loop.admit, **static),
-            jax.jit(loop.decode, **static),
+            jax.jit(loop.admit, **static, out_shardings=(layout, layout.routes)),
+            jax.jit(loop.decode, **static, out_shardings=layout),
         )
 
 
@@ -249,6 +258,8 @@ class _Run:
         self.lengths = cache_lengths(sampler.engine, max(len(job.prompt) for job in jobs), sampling.max_new_tokens)
         self.heights = prefill_heights(jobs, sampler.slots, sampler.ways)
         self.usage = sampler.usage = Usage()
+        self.read: list[tuple[dict[int, Job], Admission, jax.Array]] = []
+        """Prefills whose routes were not fetched yet: the jobs by slot, what was read, and the routes."""
         programs = sampler.programs(1)
         with self._using():
             self.state = programs.empty(length=self.lengths[0], cap=sampling.max_new_tokens)
@@ -262,9 +273,12 @@ class _Run:
             self.length[slot] = len(job.tokens) + 1
         self._fit(0)
         with self._using():
-            self.state = self._programs.admit(
-                self.sampler.params, self._admission(began), self.round, self.temperature, state=self.state, **self.how
+            rows = self._admission(began)
+            self.state, routes = self._programs.admit(
+                self.sampler.params, rows, self.round, self.temperature, state=self.state, **self.how
             )
+        if routes is not None:
+            self.read.append((began, rows, routes))
         return set(began)
 
     def decode(self, steps: int, enough: int) -> None:
@@ -298,6 +312,7 @@ class _Run:
                 if (end := stopping.find(ids, searched, stop, self.sampler.text)) is not None:
                     reached[slot], finish[slot] = end, FINISH.index("stop_string")
             self.state = self.state.replace(finish=sharding.put(finish, self.sampler.mesh, self.sampler.rules, "batch"))
+        self._fetch_prefilled()
         self.length = reached.astype(np.int64)
         ended = [slot for slot in self.held if finish[slot] != GOING]
         for slot in self.held if everything else ended:
@@ -305,7 +320,20 @@ class _Run:
             job.tokens += tokens[slot, here].tolist()
             job.logprobs += logprobs[slot, here].tolist()
             job.finish = int(finish[slot])
+            if job.routes is not None:
+                routes = sharding.fetch(self.state.routes[slot])[len(job.routes) - len(job.prompt) : here.stop - 1]
+                job.routes = np.concatenate([job.routes, routes.reshape(-1, *job.routes.shape[1:])])
         return [self.held.pop(slot) for slot in ended]
+
+    def _fetch_prefilled(self) -> None:
+        """The answers to a prompt share one array of its routes."""
+        for began, rows, routes in self.read:
+            fetched = sharding.fetch(routes)
+            fetched = fetched.reshape(*fetched.shape[:2], -1, self.sampler.model.moe.top_k)
+            prompts = [known[:length].copy() for known, length in zip(fetched, rows.lengths, strict=True)]
+            for slot, job in began.items():
+                job.routes = prompts[rows.owner[slot]]
+        self.read.clear()
 
     @property
     def _programs(self) -> Programs:
@@ -411,8 +439,14 @@ def trajectories(jobs: Sequence[Job]) -> Trajectories:
         here = slice(len(job.prompt), int(total[i]))
         tokens[i, : total[i]] = job.known
         logprobs[i, here], mask[i, here] = job.logprobs, True
+    routes = None
+    if jobs[0].routes is not None:
+        dtype = jobs[0].routes.dtype
+        routes = np.full((*tokens.shape, *jobs[0].routes.shape[1:]), unrecorded(dtype), dtype)
+        for i, job in enumerate(jobs):
+            routes[i, : len(job.routes)] = job.routes
     return Trajectories(
         tokens=tokens, prompt_length=prompt_length, length=total, loss_mask=mask, logprobs=logprobs,
         finish=np.array([job.finish for job in jobs], np.int8), prompt_id=np.array([job.prompt_id for job in jobs], np.int32),
-        sample=np.array([job.sample for job in jobs], np.int32),
+        sample=np.array([job.sample for job in jobs], np.int32), routes=routes,
     )  # fmt: skip

@@ -81,7 +81,10 @@ def replace_groups(answers: Answers, where: np.ndarray, new: Answers) -> Answers
     width = max(a.trajectories.tokens.shape[1] for a in (answers, new))
 
     def joined(*parts: np.ndarray) -> np.ndarray:
-        padded = [np.pad(x, ((0, 0), (0, width - x.shape[1]))) if x.ndim == 2 else x for x in parts]
+        def pad(x: np.ndarray) -> np.ndarray:
+            return x if x.ndim == 1 else np.pad(x, [(0, width - x.shape[1] if axis == 1 else 0) for axis in range(x.ndim)])
+
+        padded = [pad(x) for x in parts]
         return np.concatenate(padded)[rows]
 
     def chosen(*parts: list) -> list:
@@ -146,6 +149,7 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
         ways=trainer.ways,
         group=stage.group if stage.share_prompts else 1,
         prompt_length=t.prompt_length[rows],
+        routes=None if t.routes is None else [t.routes[i, s] for i, s in zip(rows, spans, strict=True)],
     )
     batch = trainer.put(host)
     if stage.old_logprobs == "sampler":
@@ -155,9 +159,11 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
     ):  # with one update per round the policy is pi_old, and the loss needs no second pass for a ratio of 1
         batch = batch.replace(old_logprobs=trainer.logprobs(work.state.params, batch, count))
     if trainer.has_reference:
+        # Other weights would not have made the recorded choices: the reference routes by itself.
+        own = batch.replace(routes=None)
         # Until its first update the policy is the reference: one pass serves both.
         same = work.step == work.cursor.refreshed and stage.old_logprobs == "trainer" and batch.old_logprobs is not None
-        reference = batch.old_logprobs if same else trainer.logprobs(trainer.reference(work.state), batch, count)
+        reference = batch.old_logprobs if same else trainer.logprobs(trainer.reference(work.state), own, count)
         batch = batch.replace(ref_logprobs=reference)
     cap = length_cap(stage, work.step)
     return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)

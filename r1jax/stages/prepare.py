@@ -114,12 +114,15 @@ def find_model(
     """The architecture, with the stage's compute choices, and where its weights come from (None: random).
 
     Raises:
-      ConfigError: the stage's own architecture is not that of the weights.
+      ConfigError: the stage's own architecture is not that of the weights, or routes are to be replayed and it has no
+      experts.
     """
     opened = None if stage.init == "random" else planned.get(stage.init) or loading.open_model(stage.init)
     model = stage.model if opened is None else opened.model
     if opened is not None and stage.model is not None and (differ := architecture_diff(stage.model, model)):
         raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
+    if isinstance(stage, config.GRPO) and stage.routing_replay and not any(s.ff == "moe" for s in model.segments):
+        raise config.ConfigError("routing_replay is on, but the model has no experts; leave it off")
     chosen = {name: getattr(stage, name) for name in COMPUTE}
     if opened is not None and stage.param_dtype is None and not stage.lora.rank:
         chosen["param_dtype"] = "float32"

@@ -157,8 +157,9 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
     sampler = Sampler(
-        model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora
-    )
+        model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
+        record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(Pool(stage.workers))
         pool.check([name for s in (*stage.sources, *stage.eval.sources) for name in s.rewards])

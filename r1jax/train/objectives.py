@@ -22,7 +22,10 @@ def moe_layers(model: config.Model) -> int:
 def logprobs(params, batch: PackedBatch, *, model: config.Model, temperature: float) -> tuple[jax.Array, jax.Array, tuple]:
     """(log-probs float32[B, T] of the targets, entropies float32[B, T], (hidden, Aux)) of one micro-batch. Where ``batch.mask``
     is false they mean nothing."""
-    hidden, aux, _ = decoder.forward(params, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model)
+    routes = None if batch.routes is None else decoder.split_routes(batch.routes, model)
+    hidden, aux, _ = decoder.forward(
+        params, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model, routes=routes
+    )
     kernel = decoder.head_kernel(params)
     values, entropy = token_logprobs(
         hidden, kernel, batch.targets, mask=batch.mask, temperature=temperature, dtype=model.head_dtype
@@ -65,6 +68,8 @@ def loss(
         balance = aux.balance / (totals["sequences"] * layers)
         sums |= {"balance": balance, "load": tuple(aux.load)}
         total += stage.balance_weight * balance
+    if batch.routes is not None:
+        sums["routes_apart"], sums["routes"] = sum(d.sum(0) for d in aux.disagreement if d is not None)
     if model.mtp_depth:
         nll, load = mtp_loss(params, hidden, batch, model=model, stop_trunk=rl)
         sums |= {"mtp": nll / totals["mtp"], "mtp_load": load}
