@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from r1jax.config.base import ConfigError
+from r1jax.config.model import Model
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,22 @@ class Engine:
     """Total lengths (prompt + answer) that are compiled, at most 6; empty derives them from the caps."""
     chunk: int = 32
     """Decode steps between two looks of the host, taken only when stop strings have to be searched for."""
+    speculative: bool = False
+    """The model's multi-token-prediction module drafts a token, and a step that checks it appends one token or two (V3, section
+    5.4.3). Exact: tokens come with the probabilities they have without, though others are drawn."""
 
     def __post_init__(self):
         if self.slots < 1 or self.max_prompt_tokens < 1 or self.chunk < 1:
             raise ConfigError("engine.slots, engine.max_prompt_tokens and engine.chunk must be at least 1")
         if len(self.buckets) > 6 or list(self.buckets) != sorted(set(self.buckets)):
             raise ConfigError(f"engine.buckets is {self.buckets}; give at most 6 lengths in rising order")
+
+    def check(self, model: Model) -> None:
+        """Raises:
+        ConfigError: the model has nothing to draft with.
+        """
+        if self.speculative and not model.mtp_depth:
+            raise ConfigError(
+                "engine.speculative drafts with a multi-token-prediction module, but model.mtp_depth is 0; set "
+                "engine.speculative to False"
+            )
