@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from r1jax.config.base import ConfigError
+from r1jax.config.model import Model
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,22 @@ class Engine:
     a factor per output, fp8 (E4M3) one per 128 x 128 as V3's released weights; embedding, output head, router and norms stay.
     Activations do too, except for fp8 weights under ``matmul_dtype`` fp8. The policy that samples is then not quite the one
     that learns: ``sampler/logprob_diff_mean`` tells by how much, and ``importance_cap`` corrects for it."""
+    speculative: bool = False
+    """The model's multi-token-prediction module drafts a token, and a step that checks it appends one token or two (V3, section
+    5.4.3). Exact: tokens come with the probabilities they have without, though others are drawn."""
 
     def __post_init__(self):
         if self.slots < 1 or self.max_prompt_tokens < 1 or self.chunk < 1:
             raise ConfigError("engine.slots, engine.max_prompt_tokens and engine.chunk must be at least 1")
         if len(self.buckets) > 6 or list(self.buckets) != sorted(set(self.buckets)):
             raise ConfigError(f"engine.buckets is {self.buckets}; give at most 6 lengths in rising order")
+
+    def check(self, model: Model) -> None:
+        """Raises:
+        ConfigError: the model has nothing to draft with.
+        """
+        if self.speculative and not model.mtp_depth:
+            raise ConfigError(
+                "engine.speculative drafts with a multi-token-prediction module, but model.mtp_depth is 0; set "
+                "engine.speculative to False"
+            )

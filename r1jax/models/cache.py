@@ -29,11 +29,15 @@ def shapes(model: config.Model, rows: int, length: int) -> tuple[tuple[tuple[int
     return _room(model).cache_shapes(model, rows, length)
 
 
-def create(model: config.Model, rows: int, length: int) -> Cache:
-    """A cache of one empty block for ``rows`` rows, in the model's activation type; inside jit, born where it belongs."""
+def create(model: config.Model, rows: int, length: int, *, mtp: bool = False) -> Cache:
+    """A cache of one empty block for ``rows`` rows, in the model's activation type; inside jit, born where it belongs.
+
+    Args:
+      mtp: one layer more, the last, for the multi-token-prediction module.
+    """
     return tuple(
         (tuple(constrain(jnp.zeros(shape, model.dtype), *axes) for shape, axes in shapes(model, rows, length)),)
-        for _ in range(model.n_layers)
+        for _ in range(model.n_layers + mtp)
     )
 
 
@@ -79,6 +83,7 @@ def place(cache: Cache, fresh: Cache, model: config.Model, owner: jax.Array, tak
     return tuple(blocks(layer, new) for layer, new in zip(cache, fresh, strict=True))
 
 
-def per_token(model: config.Model) -> int:
+def per_token(model: config.Model, *, mtp: bool = False) -> int:
     """Bytes that a token takes in all layers."""
-    return sum(math.prod(shape) for shape, _ in shapes(model, 1, 1)) * jnp.dtype(model.dtype).itemsize * model.n_layers
+    layers = model.n_layers + mtp
+    return sum(math.prod(shape) for shape, _ in shapes(model, 1, 1)) * jnp.dtype(model.dtype).itemsize * layers

@@ -211,11 +211,7 @@ def split_routes(recorded: jax.Array, model: config.Model) -> tuple[jax.Array | 
 
 
 def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, prefix=None) -> tuple[jax.Array, Aux]:
-    """Multi-token prediction (V3, eq. 21-23): hidden states that predict, at t, the token t + 2.
-
-    ``h' = layer(merge([norm(embed(token t+1)); norm(h_t)]))``. The order of the two
-    halves and the use of the trunk's *normalised* last hidden state follow the released weights. Embedding and head are the
-    trunk's.
+    """Multi-token prediction over whole sequences.
 
     Args:
       hidden: [B, T, D] from ``forward``. Stop its gradient to train the module alone.
@@ -224,31 +220,57 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
     Returns:
       ([B, T, D], Aux of the one layer). The last token of a segment has no successor, so its output means nothing.
     """
+    last = segments != jnp.pad(segments, ((0, 0), (0, 1)))[:, 1:]  # sees a neighbour's token: it counts nowhere
+    hidden, aux, _ = look_ahead(
+        params, hidden, jnp.roll(tokens, -1, axis=1), positions, jnp.where(last, 0, segments), model=model,
+        packed=Packed(segments, prefix),
+    )  # fmt: skip
+    return hidden, aux
+
+
+def look_ahead(
+    params, hidden, following, positions, segments, *, model: config.Model, packed=None, cache=None, keep=False
+) -> tuple[jax.Array, Aux, Any]:
+    """Multi-token prediction (V3, eq. 21-23): hidden states that predict, at t, the token t + 2.
+
+    ``h' = layer(merge([norm(embed(token t+1)); norm(h_t)]))``. The order of the two
+    halves and the use of the trunk's *normalised* last hidden state follow the released weights. Embedding and head are the
+    trunk's.
+
+    Args:
+      hidden: [B, T, D] from ``forward``.
+      following: int32[B, T], the token after each.
+      segments: int32[B, T]; 0 counts in no expert's load.
+      packed: which sequence each token is of, an ``nn.attention.Packed``; read without a cache.
+      cache, keep: as for ``forward``, of this one layer: an entry of a ``models.cache``.
+
+    Returns:
+      ([B, T, D], Aux of the one layer, its cache).
+    """
     m = params["mtp"]
-    ahead = embed(params, jnp.roll(tokens, -1, axis=1), model)
     x = jnp.concatenate(
         [
-            norms.rms_norm(ahead, m["embed_norm"]["scale"], model.norm_eps),
+            norms.rms_norm(embed(params, following, model), m["embed_norm"]["scale"], model.norm_eps),
             norms.rms_norm(hidden, m["hidden_norm"]["scale"], model.norm_eps),
         ],
         axis=-1,
     )
     x = project(x, m["merge"], model.head_dtype)  # not in FP8 in the released weights either
-    ff = model.segments[-1].ff
-    last = segments != jnp.pad(segments, ((0, 0), (0, 1)))[:, 1:]  # sees a neighbour's token: it counts nowhere
-    (x, balance), (load, experts, _, _) = _layer(
+    (x, balance), (load, experts, _, cache) = _layer(
         (x, jnp.zeros((), jnp.float32)),
         (m["layer"], None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
-        packed=Packed(segments, prefix),
+        packed=packed,
         positions=positions,
-        segments=jnp.where(last, 0, segments),
-        ff=ff,
+        segments=segments,
+        ff=model.segments[-1].ff,
         model=model,
         absorbed=None,
+        cache=cache,
+        keep=keep,
     )
     hidden = norms.rms_norm(x, m["final_norm"]["scale"], model.norm_eps)
-    return hidden, Aux((load,), (experts,), balance, (None,))
+    return hidden, Aux((load,), (experts,), balance, (None,)), cache
 
 
 def _attention(model: config.Model):

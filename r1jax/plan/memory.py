@@ -386,8 +386,9 @@ class Sampling:
         for shape, axes in caches.shapes(model, rows, length):
             heads = [size for size, name in zip(shape, axes, strict=True) if name == "kv_heads"]
             split = mesh.shape["tensor"] if heads and heads[0] % mesh.shape["tensor"] == 0 else 1
-            cache += model.n_layers * math.prod(shape) * itemsize // split
+            cache += (model.n_layers + engine.speculative) * math.prod(shape) * itemsize // split
         logits = 4 * rows * model.vocab_size * F32  # scaled, exponentiated, cumulated in blocks, and as they were
+        logits *= 3 if engine.speculative else 1  # of the draft, of the token that it is compared with, and of the one behind
         # XLA:CPU's report shows a second copy of the cache inside the loop, in another layout.
         return cls(device_bytes(weights), cache, logits + cache + rows * cap * route_bytes)
 

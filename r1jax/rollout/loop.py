@@ -1,4 +1,8 @@
-"""What the devices do: rows are admitted into slots by a prefill, and a loop appends tokens to all rows that go on."""
+"""What the devices do: rows are admitted into slots by a prefill, and a loop appends tokens to all rows that go on.
+
+A step appends one token to each row. A speculative one has the multi-token-prediction module draft a token, reads it together
+with the newest, and appends one or two; the module's own keys are the cache's last layer.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,28 @@ from flax import struct
 from r1jax import config
 from r1jax.models import cache as caches
 from r1jax.models import decoder
+from r1jax.nn.attention import Packed
 from r1jax.nn.moe import route_dtype
-from r1jax.rollout.sampling import row_keys, sample_tokens
+from r1jax.rollout.sampling import draft_tokens, row_keys, sample_tokens, verify_tokens
 from r1jax.rollout.weights import read
 from r1jax.sharding import constrain
 from r1jax.types import GOING
+
+
+@struct.dataclass
+class Drafting:
+    """What the next draft is made from, and how the ones before fared."""
+
+    hidden: jax.Array
+    """[S, 2, D]: the trunk's, of the ``kept`` positions before the newest token's."""
+    following: jax.Array
+    """int32[S, 2]: the token after each of them."""
+    kept: jax.Array
+    """int32[S]: 1 or 2. What stands behind is of a draft that was not kept."""
+    made: jax.Array
+    """int32[S]: drafts in this slot, so the steps that it took part in."""
+    accepted: jax.Array
+    """int32[S]: of these."""
 
 
 @struct.dataclass
@@ -41,6 +62,8 @@ class Decoding:
     routes: jax.Array | None = None
     """uint8 or uint16[S, C, L * K]: the experts that the answer's tokens went to, as ``models.decoder.join_routes`` lays them,
     of the tokens that the decode loop read: not of the newest. None if they are not recorded."""
+    drafting: Drafting | None = None
+    """With a speculative loop."""
 
 
 @struct.dataclass
@@ -76,12 +99,17 @@ class Loop:
     end_ids: tuple[int, ...]
     seed: int
     record_routes: bool = False
+    speculative: bool = False
 
     def empty(self, *, length: int, cap: int) -> Decoding:
         """No row anywhere, and a cache of ``length`` positions."""
         zero = jnp.zeros(self.slots, jnp.int32)
+        drafting = None
+        if self.speculative:
+            hidden = jnp.zeros((self.slots, 2, self.model.d_model), self.model.dtype)
+            drafting = Drafting(hidden, jnp.zeros((self.slots, 2), jnp.int32), zero + 1, zero, zero)
         return Decoding(
-            cache=caches.create(self.model, self.slots, length),
+            cache=self.block(length=length),
             tokens=jnp.zeros((self.slots, cap), jnp.int32),
             logprobs=jnp.zeros((self.slots, cap), jnp.float32),
             newest=zero,
@@ -91,11 +119,12 @@ class Loop:
             prompt_length=zero,
             keys=row_keys(self.seed, 0, zero, zero),
             routes=self._no_routes(cap) if self.record_routes else None,
+            drafting=drafting,
         )
 
     def block(self, *, length: int) -> caches.Cache:
         """What a cache grows by."""
-        return caches.create(self.model, self.slots, length)
+        return caches.create(self.model, self.slots, length, mtp=self.speculative)
 
     def admit(
         self, params, rows: Admission, round, temperature, *, state: Decoding, greedy, top_p
@@ -112,6 +141,18 @@ class Loop:
         def begin(new, old):
             return jnp.where(rows.taken.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
+        drafting = state.drafting
+        if self.speculative:
+            # The prompt's last token has no successor yet: what is kept of it is written anew by the first draft.
+            following = jnp.roll(rows.tokens, -1, axis=1)
+            packed = Packed(segments, None)
+            *_, more = decoder.look_ahead(
+                params, hidden, following, positions, segments, model=self.model, packed=packed, keep=True
+            )  # fmt: skip
+            fresh = (*fresh, more)
+            drafting = drafting.replace(
+                hidden=begin(jnp.pad(last, ((0, 0), (0, 1), (0, 0)))[rows.owner], drafting.hidden), kept=begin(1, drafting.kept)
+            )
         known = rows.lengths[rows.owner] - rows.prompt_length
         state = state.replace(
             cache=caches.place(state.cache, fresh, self.model, rows.owner, rows.taken),
@@ -124,11 +165,17 @@ class Loop:
             keys=begin(row_keys(self.seed, round, rows.prompt_id, rows.sample), state.keys),
         )
         routes = decoder.join_routes(aux.routes, self.model) if self.record_routes else None
-        return self._append(state, self._logits(params, last)[rows.owner], rows.taken, temperature, greedy, top_p), routes
+        logits = self._logits(params, last)[:, 0][rows.owner]
+        token, logprob = sample_tokens(logits, state.keys, state.length, temperature=temperature, greedy=greedy, top_p=top_p)
+        if self.speculative:
+            following = begin(jnp.stack([token, token], axis=1), drafting.following)
+            state = state.replace(drafting=drafting.replace(following=following))
+        return self._append(state, token, logprob, rows.taken), routes
 
     def decode(self, params, *, state: Decoding, steps, enough, temperature, greedy, top_p) -> Decoding:
-        """Appends up to ``steps`` tokens, and stops earlier once ``enough`` slots have ended. No row leaves the device on the
+        """Takes up to ``steps`` steps, and stops earlier once ``enough`` slots have ended. No row leaves the device on the
         way."""
+        one = self._speculate if self.speculative else self._extend
 
         def going(carry):
             step, state = carry
@@ -136,19 +183,7 @@ class Loop:
 
         def step(carry):
             step, state = carry
-            own = read(params, step)
-            position = (state.prompt_length + state.length - 1)[:, None]
-            live = state.finish == GOING
-            # A row that has ended reads its last place again, whatever stands there.
-            hidden, aux, cache = decoder.forward(
-                own, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
-                cache=state.cache,
-            )  # fmt: skip
-            logits = self._logits(own, hidden)
-            if self.record_routes:
-                routes = decoder.join_routes(aux.routes, self.model)[:, 0]
-                state = state.replace(routes=_write(state.routes, routes, jnp.maximum(state.length - 1, 0), live))
-            return step + 1, self._append(state.replace(cache=cache), logits, live, temperature, greedy, top_p)
+            return step + 1, one(read(params, step), state, temperature=temperature, greedy=greedy, top_p=top_p)
 
         return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state))[1]
 
@@ -156,14 +191,64 @@ class Loop:
         layers = sum(s.count for s in self.model.segments if s.ff == "moe")
         return jnp.zeros((self.slots, cap, layers * self.model.moe.top_k), route_dtype(self.model.moe))
 
-    def _logits(self, params, hidden) -> jax.Array:
-        """float32[B, V] for [B, 1, D], a row's as a whole on one device."""
-        logits = decoder.logits(params, hidden[:, 0], self.model)
-        return constrain(constrain(logits, "batch", "vocab"), "batch", None)
+    def _extend(self, params, state: Decoding, **how) -> Decoding:
+        """A token for each row that goes on."""
+        position = (state.prompt_length + state.length - 1)[:, None]
+        live = state.finish == GOING
+        # A row that has ended reads its last place again, whatever stands there.
+        hidden, aux, cache = decoder.forward(
+            params, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
+            cache=state.cache,
+        )  # fmt: skip
+        if self.record_routes:
+            routes = decoder.join_routes(aux.routes, self.model)[:, 0]
+            state = state.replace(routes=_write(state.routes, routes, jnp.maximum(state.length - 1, 0), live))
+        token, logprob = sample_tokens(self._logits(params, hidden)[:, 0], state.keys, state.length, **how)
+        return self._append(state.replace(cache=cache), token, logprob, live)
 
-    def _append(self, state: Decoding, logits, live, temperature, greedy, top_p) -> Decoding:
-        """Samples a token for each row of bool[S] ``live``; the others keep what they have."""
-        token, logprob = sample_tokens(logits, state.keys, state.length, temperature=temperature, greedy=greedy, top_p=top_p)
+    def _speculate(self, params, state: Decoding, **how) -> Decoding:
+        """One or two tokens for each row that goes on.
+
+        With the newest token at position p the trunk has read all before it, and the module all before p - kept. What is
+        written for a draft that is not kept is written anew by the next step, before any query sees it.
+        """
+        before, position = state.drafting, state.prompt_length + state.length - 1
+        live = state.finish == GOING
+        counted = jnp.broadcast_to(live[:, None], (self.slots, 2)).astype(jnp.int32)
+
+        def places(first):
+            return jnp.maximum(first, 0)[:, None] + jnp.arange(2)
+
+        hidden, _, ahead = decoder.look_ahead(
+            params, before.hidden, before.following, places(position - before.kept), counted, model=self.model,
+            cache=state.cache[-1],
+        )  # fmt: skip
+        hidden = jnp.take_along_axis(hidden, (before.kept - 1)[:, None, None], axis=1)
+        guess = self._logits(params, hidden)[:, 0]
+        draft = draft_tokens(guess, state.keys, state.length, **how)
+        hidden, _, cache = decoder.forward(
+            params, jnp.stack([state.newest, draft], axis=1), places(position), counted, model=self.model,
+            cache=state.cache[:-1],
+        )  # fmt: skip
+        logits = self._logits(params, hidden)
+        now, then, kept = verify_tokens(draft, guess, logits[:, 0], logits[:, 1], state.keys, state.length, **how)
+        drafting = Drafting(
+            hidden=hidden,
+            following=jnp.stack([now[0], then[0]], axis=1),
+            kept=1 + kept,
+            made=before.made + live,
+            accepted=before.accepted + (live & kept),
+        )
+        state = self._append(state.replace(cache=(*cache, ahead), drafting=drafting), *now, live)
+        return self._append(state, *then, live & kept & (state.finish == GOING))
+
+    def _logits(self, params, hidden) -> jax.Array:
+        """float32[B, T, V] for [B, T, D], a row's as a whole on one device."""
+        logits = decoder.logits(params, hidden, self.model)
+        return constrain(constrain(logits, "batch", None, "vocab"), "batch", None, None)
+
+    def _append(self, state: Decoding, token, logprob, live) -> Decoding:
+        """A token for each row of bool[S] ``live``; the others keep what they have."""
         length = state.length + live
         ended = jnp.isin(token, jnp.array(self.end_ids, jnp.int32))
         finish = jnp.where(ended, 1, jnp.where(length >= state.cap, 0, GOING))

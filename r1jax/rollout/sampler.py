@@ -21,7 +21,7 @@ from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.nn.moe import unrecorded
 from r1jax.rollout import stopping
-from r1jax.rollout.loop import Admission, Decoding, Loop
+from r1jax.rollout.loop import Admission, Decoding, Drafting, Loop
 from r1jax.rollout.weights import Weights
 from r1jax.types import FINISH, GOING, Trajectories
 
@@ -60,7 +60,11 @@ class Usage:
     steps: int = 0
     """Decode steps."""
     busy: int = 0
-    """Tokens sampled by them: at most ``steps`` times the slots."""
+    """Rows that took part in them: at most ``steps`` times the slots."""
+    tokens: int = 0
+    """Tokens sampled by them: one for each such row, or up to two of a speculative engine."""
+    accepted: int = 0
+    """Drafts that were kept, of ``busy`` of a speculative engine."""
     cache_peak: int = 0
     """Bytes of the cache on all devices, at its largest."""
     cache_bytes: int = 0
@@ -72,6 +76,8 @@ class Usage:
         """``r1jax/observe/README.md`` says what they mean."""
         return {
             "rollout/slots_busy": self.busy / max(1, self.steps * slots),
+            "rollout/tokens_per_step": self.tokens / max(1, self.busy),
+            "rollout/drafts_accepted": self.accepted / max(1, self.busy),
             "rollout/cache_peak_bytes": float(self.cache_peak),
             "rollout/cache_bytes_per_token": self.cache_bytes / max(1, self.cache_tokens),
         }
@@ -91,7 +97,8 @@ class Sampler:
       record_routes: keep the experts that every token went to (``Trajectories.routes``).
 
     Raises:
-      ValueError: routes are to be recorded and the model has no experts.
+      ConfigError: ``engine`` asks for what the model has not.
+      ValueError: routes are to be recorded and the model has no experts, or drafts are made.
     """
 
     def __init__(self, model: config.Model, engine: config.Engine, mesh: jax.sharding.Mesh, *, end_ids: Sequence[int],
@@ -99,6 +106,9 @@ class Sampler:
                  adapters: config.LoRA = NO_ADAPTERS, record_routes: bool = False):  # fmt: skip
         if record_routes and not any(s.ff == "moe" for s in model.segments):
             raise ValueError("record_routes is on, but the model has no experts; leave it off")
+        if record_routes and engine.speculative:
+            raise ValueError("routes are recorded by the ordinary loop only; leave engine.speculative or routing_replay off")
+        engine.check(model)
         self.model, self.engine, self.mesh, self.text = model, engine, mesh, text
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
@@ -106,7 +116,7 @@ class Sampler:
         self.specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
         self._weights = Weights(self.specs, mesh, self.rules, lora.moving(self.specs, adapters))
         self.shardings = self._weights.shardings
-        self._loop = Loop(model, self.slots, tuple(end_ids), seed, record_routes)
+        self._loop = Loop(model, self.slots, tuple(end_ids), seed, record_routes, engine.speculative)
         self._programs: dict[int, Programs] = {}
         self.params = None
         self.usage = Usage()
@@ -162,8 +172,8 @@ class Sampler:
     def stream(
         self, prompt: Sequence[int], sampling: config.Sampling, *, chunk: int, round: int = 0, id: int = 0
     ) -> Iterator[Trajectories]:
-        """The one answer of ``generate([prompt], sampling, round=round, ids=[id])`` as it grows: after every ``chunk`` tokens,
-        and as a whole. Its ``finish`` is GOING until then.
+        """The one answer of ``generate([prompt], sampling, round=round, ids=[id])`` as it grows: after every ``chunk`` decode
+        steps, of a token each if the engine is not speculative, and as a whole. Its ``finish`` is GOING until then.
 
         Raises:
           ValueError: as ``generate`` does.
@@ -191,7 +201,7 @@ class Sampler:
         self, jobs: Sequence[Job], sampling: config.Sampling, round: int, shown: int | None = None
     ) -> Iterator[list[Job]]:
         """Decodes until every job has ended, and yields after each look of the host those that ended since the last. With
-        ``shown`` it looks after every so many tokens and writes into the jobs that go on too.
+        ``shown`` it looks after every so many steps and writes into the jobs that go on too.
 
         Every process of several takes the same decisions: they follow from what all of them fetch.
         """
@@ -217,10 +227,12 @@ class Sampler:
             return NamedSharding(self.mesh, sharding.partition(axes, self.rules))
 
         row, table = lay("batch"), lay("batch", None)
+        drafting = Drafting(lay("batch", None, None), table, row, row, row) if self.engine.speculative else None
         layer = (tuple(lay(*axes) for _, axes in caches.shapes(self.model, self.slots, 1)),) * blocks
         return Decoding(
-            cache=(layer,) * self.model.n_layers, tokens=table, logprobs=table, newest=row, length=row, cap=row, finish=row,
-            prompt_length=row, keys=row, routes=lay("batch", None, None) if self._loop.record_routes else None,
+            cache=(layer,) * (self.model.n_layers + self.engine.speculative), tokens=table, logprobs=table, newest=row,
+            length=row, cap=row, finish=row, prompt_length=row, keys=row,
+            routes=lay("batch", None, None) if self._loop.record_routes else None, drafting=drafting,
         )  # fmt: skip
 
 
@@ -255,6 +267,8 @@ class _Run:
         self.waiting, self.held = deque(jobs), dict[int, Job]()
         self.length = np.zeros(sampler.slots, np.int64)
         """Tokens of each slot's answer."""
+        self.drafts = np.zeros((2, sampler.slots), np.int64)
+        """Made and accepted in each slot."""
         self.lengths = cache_lengths(sampler.engine, max(len(job.prompt) for job in jobs), sampling.max_new_tokens)
         self.heights = prefill_heights(jobs, sampler.slots, sampler.ways)
         self.usage = sampler.usage = Usage()
@@ -282,12 +296,12 @@ class _Run:
         return set(began)
 
     def decode(self, steps: int, enough: int) -> None:
-        """Appends up to ``steps`` tokens to all rows that go on, or fewer once ``enough`` slots are empty or have ended."""
-        room = self._fit(steps)
+        """Takes up to ``steps`` steps with all rows that go on, or fewer once ``enough`` slots are empty or have ended."""
+        self._fit(steps)
         self._account()
         with self._using():
             self.state = self._programs.decode(
-                self.sampler.params, state=self.state, steps=np.int32(min(steps, room)), enough=np.int32(enough),
+                self.sampler.params, state=self.state, steps=np.int32(steps), enough=np.int32(enough),
                 temperature=self.temperature, **self.how,
             )  # fmt: skip
 
@@ -299,9 +313,7 @@ class _Run:
           everything: write into the jobs that go on too.
         """
         finish, reached = sharding.fetch(self.state.finish).copy(), sharding.fetch(self.state.length).copy()
-        grown = (reached - self.length)[list(self.held)]
-        self.usage.steps += int(grown.max())
-        self.usage.busy += int(grown.sum())
+        self._count(reached)
         stop = self.sampling.stop
         if stop or everything or any(finish[slot] != GOING for slot in self.held):
             tokens, logprobs = sharding.fetch(self.state.tokens), sharding.fetch(self.state.logprobs)
@@ -335,6 +347,17 @@ class _Run:
                 job.routes = prompts[rows.owner[slot]]
         self.read.clear()
 
+    def _count(self, reached: np.ndarray) -> None:
+        """The steps since the last look, in which the answers became so long."""
+        grown = turns = (reached - self.length)[list(self.held)]
+        if (drafting := self.state.drafting) is not None:
+            drafts = np.stack([sharding.fetch(x) for x in (drafting.made, drafting.accepted)]).astype(np.int64)
+            (turns, accepted), self.drafts = drafts - self.drafts, drafts
+            self.usage.accepted += int(accepted.sum())
+        self.usage.steps += int(turns.max())
+        self.usage.busy += int(turns.sum())
+        self.usage.tokens += int(grown.sum())
+
     @property
     def _programs(self) -> Programs:
         return self.sampler.programs(len(self.state.cache[0]))
@@ -342,11 +365,12 @@ class _Run:
     def _using(self):
         return sharding.using(self.sampler.mesh, self.sampler.rules)
 
-    def _fit(self, steps: int) -> int:
-        """Makes the cache as long as the longest row needs for so many more tokens, as far as there is a length for it, and
-        returns for how many it is. What no row needs any more is given back."""
+    def _fit(self, steps: int) -> None:
+        """Makes the cache as long as the longest row needs for so many more steps, or for its cap. What no row needs any more
+        is given back."""
+        tokens = steps * (2 if self.sampler.engine.speculative else 1)
         longest = max(len(job.prompt) + int(self.length[slot]) for slot, job in self.held.items())
-        blocks = 1 + bisect_left(self.lengths, min(longest + steps - 1, self.lengths[-1]))
+        blocks = 1 + bisect_left(self.lengths, min(longest + tokens - 1, self.lengths[-1]))  # newest: not in it yet
         if (held := len(self.state.cache[0])) < blocks:
             cache = self.state.cache
             for more, before in zip(self.lengths[held:blocks], self.lengths[held - 1 :], strict=False):
@@ -354,10 +378,10 @@ class _Run:
             self.state = self.state.replace(cache=cache)
         elif held > blocks:
             self.state = self.state.replace(cache=caches.shrink(self.state.cache, blocks))
-        return self.lengths[blocks - 1] - longest + 1  # the newest token is written by the step that reads it
 
     def _account(self) -> None:
-        size = self.lengths[len(self.state.cache[0]) - 1] * self.sampler.slots * caches.per_token(self.sampler.model)
+        each = caches.per_token(self.sampler.model, mtp=self.sampler.engine.speculative)
+        size = self.lengths[len(self.state.cache[0]) - 1] * self.sampler.slots * each
         self.usage.cache_peak = max(self.usage.cache_peak, size)
         self.usage.cache_bytes += size
         self.usage.cache_tokens += sum(len(job.prompt) + int(self.length[slot]) for slot, job in self.held.items())

@@ -90,6 +90,7 @@ def prepare(
     else:
         model, opened = find_model(stage, planned)
         found, template, text = find_text(stage, model, opened)
+    stage.engine.check(model)
     loaded = [(s, sources.load(s)) for s in stage.sources]
     mixture = Mixture(loaded, stage.seed)
     evaluated = held_out(stage)

@@ -187,9 +187,12 @@ class Trainer:
                 held = jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
                 return held, None if master is None else new, kept(opt_state, old_state)
 
-            new, master, opt_state = offload.by_layer(
-                step, tx, self.layered, grads, state.opt_state, state.master, trainable, hosted="optimizer" in stage.offload
-            )
+            if "optimizer" in stage.offload:
+                new, master, opt_state = offload.by_layer(
+                    step, tx, self.layered, grads, state.opt_state, state.master, trainable, hosted=True
+                )
+            else:  # in a loop over layers XLA:CPU copies every array, which costs several times the step itself
+                new, master, opt_state = step(grads, state.opt_state, state.master, trainable)
             new = parameters.merge(new, frozen)
             if stage.bias_rate and not stage.lora.rank:
                 new = kept(balance_router(new, sums, stage.bias_rate), new)
