@@ -30,7 +30,8 @@ from r1jax.models.logprobs import ROWS, chunk_size
 from r1jax.nn.attention import LONG
 from r1jax.nn.chunked_attention import BLOCK
 from r1jax.nn.moe import route_dtype
-from r1jax.rollout.sampler import NO_ADAPTERS, ROUND_TO
+from r1jax.rollout.jobs import ROUND_TO
+from r1jax.rollout.sampler import NO_ADAPTERS
 from r1jax.rollout.weights import fits
 from r1jax.train import objectives, offload
 from r1jax.train.state import TrainState

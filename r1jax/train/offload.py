@@ -57,7 +57,7 @@ def by_layer(
     hosted: bool,
 ) -> tuple[Tree, Tree, Tree]:
     """What ``step(grads, opt_state, master, params)`` returns, made of one array after another, and of an array of layers one
-    layer after another. Wherever its state lies it is the same arithmetic, rounded alike.
+    layer after another. The same arithmetic, but for the last bits, which the compiler fuses differently.
 
     Args:
       step: treats each number by itself.
