@@ -5,7 +5,7 @@
 
 Device    8 GPUs of 141 GB or 16 of 80 GB; experts are split 8 ways. 8 of 80 GB do not hold it: weights, float32 masters,
           moments, gradients and the sampler's copy alone are 106 GiB on each. Not run here. Rows need the extra `parquet`.
-Memory    117 GiB on each of 8, 64.5 GiB on each of 16: computed, the table that --dry-run prints.
+Memory    114 GiB on each of 8, 66.4 GiB on each of 16: computed, the table that --dry-run prints.
 Expected  unknown. 3 of 3 GRPO runs of Qwen3-30B-A3B collapsed without routing replay, and none with it
           (github.com/NVIDIA/Megatron-LM, issue 4168): 10 % of the routers of sampler and trainer disagreed. Here both are one
           forward pass, with the router in float32, and routes are replayed (routing_replay): watch sampler/logprob_diff_mean

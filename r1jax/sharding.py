@@ -170,11 +170,10 @@ def ways(axis: str) -> int:
 
 def on_each_device(f: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]) -> Callable:
     """``f`` called by each device with its own parts of the arrays, which lie by these logical axes; for kernels that the
-    compiler cannot split. Outside ``using`` or on one device ``f`` itself."""
-    current = _current.get()
-    if current is None or current[0].size == 1:
+    compiler cannot split. Outside ``using``, on one device or without rules ``f`` itself."""
+    mesh, table = _current.get() or (None, {})
+    if mesh is None or mesh.size == 1 or not table:
         return f
-    mesh, table = current
     specs = tuple(partition(axes, table) for axes in inputs)
     return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=partition(output, table), check_vma=False)
 

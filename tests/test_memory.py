@@ -111,6 +111,13 @@ def test_devices_share_the_activations():
     assert whole / 8 < by_heads < whole / 4  # inputs and norms of a layer are not split over the tensor axis
 
 
+def test_what_attention_keeps_does_not_depend_on_how_many_devices_there_are():
+    """In blocks each device keeps the outputs and sums of its own rows."""
+    model = dataclasses.replace(DENSE, attention_kernel="chunked")
+    two, eight = (memory.table(stage(model, micro_batch=n), model, sharding.make_mesh(config.Mesh(fsdp=n))) for n in (2, 8))
+    assert eight.activations == two.activations
+
+
 def test_frozen_parameters_have_no_gradient_and_no_moments():
     frozen = memory.table(stage(DENSE, frozen=("embed", "segments")), DENSE, one_device())
     head = 64 * 256 * 4 + 64 * 4  # and the last norm

@@ -35,17 +35,19 @@ def token_logprobs(
       targets: int32[B, T].
       mask: None, or bool[B, T]: the positions that are asked for; what the others hold means nothing. On one device those cost
         nothing, forward or backward; over several their rows would have to travel.
-      temperature: divides the logits; the rollout's, so that ratios compare the distributions that were sampled.
+      temperature: divides the logits; the rollout's, so that ratios compare the distributions that were sampled. A number or
+        float32[], a constant to the gradient.
       dtype: operand type of the products, which sum in float32, forward and backward.
 
     Returns:
       (float32[B, T], float32[B, T]).
     """
     mask = jnp.asarray(mask) if mask is not None and one_device() else None
-    return _logprobs(jnp.asarray(hidden), merged(kernel), jnp.asarray(targets), mask, float(temperature), jnp.dtype(dtype).name)
+    temperature = jnp.asarray(temperature, jnp.float32)
+    return _logprobs(jnp.asarray(hidden), merged(kernel), jnp.asarray(targets), mask, temperature, jnp.dtype(dtype).name)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _logprobs(hidden, kernel, targets, mask, temperature, dtype):
     return _forward(hidden, kernel, targets, mask, temperature, dtype)[0]
 
@@ -63,11 +65,11 @@ def _forward(hidden, kernel, targets, mask, temperature, dtype):
 
         out = jax.lax.fori_loop(0, blocks, block, (jnp.zeros(rows, jnp.float32),) * 3)
         values, entropy, log_z = (x.reshape(mask.shape) for x in out)
-    return (values, entropy), (hidden, kernel, targets, mask, entropy, log_z)
+    return (values, entropy), (hidden, kernel, targets, mask, temperature, entropy, log_z)
 
 
-def _backward(temperature, dtype, saved, g):
-    hidden, kernel, targets, mask, entropy, log_z = saved
+def _backward(dtype, saved, g):
+    hidden, kernel, targets, mask, temperature, entropy, log_z = saved
     known = (targets, entropy, log_z, *g)
     d_hidden, d_kernel = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(kernel.shape, jnp.float32)
     if mask is None:
@@ -85,7 +87,7 @@ def _backward(temperature, dtype, saved, g):
 
         d_hidden, d_kernel = jax.lax.fori_loop(0, blocks, block, (d_hidden.reshape(flat.shape), d_kernel))
         d_hidden = d_hidden.reshape(hidden.shape)
-    return d_hidden.astype(hidden.dtype), d_kernel.astype(kernel.dtype), None, None
+    return d_hidden.astype(hidden.dtype), d_kernel.astype(kernel.dtype), None, None, None
 
 
 _logprobs.defvjp(_forward, _backward)
