@@ -26,6 +26,8 @@ from r1jax.config import commands
 
 POSITIONAL = {commands.Train: "config", commands.Samples: "run"}
 """Class -> the field that is given without its name."""
+NAMES = {"from_": "from"}
+"""Fields whose names as options are no names in Python."""
 REGISTRY = ConstructorRegistry()
 
 
@@ -41,6 +43,8 @@ def dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         hint, value = hints[field.name], default(field, info)
         if field.name == positional:
             hint = Annotated[hint, tyro.conf.Positional, tyro.conf.arg(metavar=field.name.upper())]
+        if field.name in NAMES:
+            hint = Annotated[hint, tyro.conf.arg(name=NAMES[field.name])]
         specs.append(StructFieldSpec(field.name, hint, value, functools.partial(help_of, info.type, field.name, value)))
     return StructConstructorSpec(info.type, tuple(specs))
 

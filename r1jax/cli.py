@@ -29,7 +29,7 @@ from r1jax.config import bench as bench_commands
 from r1jax.config import commands
 from r1jax.config.base import ConfigError, GuardStop
 from r1jax.config.loading import list_configs, load_config
-from r1jax.config.stages import Pipeline, Stage
+from r1jax.config.stages import AnyStage, Pipeline
 
 T = TypeVar("T")
 INTERRUPTED = 130
@@ -43,7 +43,9 @@ def train(args: Sequence[str]) -> int:
     start_distributed()
     from r1jax.stages.pipeline import train
 
-    return train(config, name=name, run_dir=command.run_dir, dry_run=command.dry_run)
+    return train(
+        config, name=name, run_dir=command.run_dir, dry_run=command.dry_run, first=command.from_, last=command.until
+    )
 
 
 def generate(args: Sequence[str]) -> int:
@@ -294,7 +296,7 @@ def how_to_resume(argv: Sequence[str], interrupt: KeyboardInterrupt) -> str:
 # -- Arguments
 
 
-def parse_train(args: Sequence[str]) -> tuple[str, Stage | Pipeline, commands.Train]:
+def parse_train(args: Sequence[str]) -> tuple[str, AnyStage | Pipeline, commands.Train]:
     """The config's name, its value with the flags' changes, and the command's own arguments."""
     if not args or args[0].startswith("-"):
         if {"-h", "--help"} & set(args):
@@ -372,7 +374,7 @@ def options(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     for name, part in parts:
         yield from options(part, f"{where}.{name}" if where else str(name))
     if not parts:
-        stem, _, leaf = where.replace("_", "-").rpartition(".")
+        stem, _, leaf = where.rstrip("_").replace("_", "-").rpartition(".")
         prefix = f"--{stem}." if stem else "--"
         yield f"{prefix}{leaf}", value
         if isinstance(value, bool):

@@ -6,7 +6,11 @@
     RUN/model/           what the weights are: architecture, tokenizer, template, and of a LoRA run its base
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
 
-The run of a pipeline holds config.json and a run directory per stage: RUN/sft, RUN/grpo.
+The run of a pipeline holds config.json, ledger.json and a run directory per stage: RUN/sft, RUN/grpo. A stage that is run anew
+leaves what it was before in RUN/grpo.1, RUN/grpo.2, ... A stage that makes rows has no checkpoints and no model but
+
+    RUN/rows.jsonl       the rows that were kept    RUN/report.jsonl   the answers that were not, and why
+    RUN/samples.jsonl    every answer               RUN/statistics.json
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -24,8 +29,10 @@ from typing import Any, Literal, TextIO
 
 from r1jax import config
 
-FOUND = ("commits", "digests", "chosen")
+FOUND = ("commits", "digests", "chosen", "inputs")
 """What ``record`` adds to a config."""
+MAKES_ROWS = "rejection_sampling"
+"""The kind of stage that has no checkpoints."""
 _LOCK = ".lock"
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -69,15 +76,22 @@ class RunDir:
     def is_finished(self, steps: int) -> bool:
         return self.finished is not None and self.finished["step"] >= steps
 
-    def record(self, commits: dict[str, str], digests: dict[str, str], chosen: dict[str, int] | None = None) -> None:
+    def record(
+        self,
+        commits: dict[str, str],
+        digests: dict[str, str],
+        chosen: dict[str, int] | None = None,
+        inputs: dict[str, str] | None = None,
+    ) -> None:
         """Writes into config.json what was found behind the names in it, beside the settings and none of them.
 
         Args:
           commits: what names on the Hub stood for; left out if there are none.
           digests: of the rows of each source.
           chosen: what settings that were left to the machine became.
+          inputs: of a pipeline's stage, the ``identity`` of what each earlier stage made that it begins with.
         """
-        found = zip(FOUND, (commits, digests, chosen), strict=True)
+        found = zip(FOUND, (commits, digests, chosen, inputs), strict=True)
         _write(self.path / "config.json", self.config | {name: values for name, values in found if values})
 
     def finish(self, step: int) -> None:
@@ -114,15 +128,16 @@ def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
     return RunDir(path, config_json, lock)
 
 
-def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config.SAFE_TO_CHANGE) -> RunDir:
+def open_or_resume(path: Path, config_json: dict, safe: Collection[str] | None = None) -> RunDir:
     """The run in ``path``, or a new one if there is none yet.
 
     A run with the same config, but for the fields named in ``safe``, goes on with the new values of those. More steps than it
     finished with make it unfinished; whether it is finished is for the caller to look at. A stage that has saved nothing yet,
-    one that stopped over a mistake in its config for instance, takes any config.
+    one that stopped over a mistake in its config for instance, takes any config. So does a pipeline, as long as it still has the
+    stages that it had, in their order: what becomes of a stage that changed is decided for each, see ``stages.decide``.
 
     Args:
-      safe: top-level fields of a stage that may change, in a pipeline those of each stage.
+      safe: top-level fields of a stage that may change; None is ``config.safe_to_change``.
 
     Raises:
       config.ConfigError: another process trains there; other fields changed; or the directory holds something else.
@@ -136,17 +151,20 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
     old = _read_config(path)
     was, asked = (_stages(c) or [c["kind"]] for c in (old, config_json))
-    if was != asked and last_saved(path):
+    pipeline = bool(_stages(old)) and bool(_stages(config_json))
+    safe = config.safe_to_change(config_json.get("kind")) if safe is None else safe
+    if was != ([name for name in asked if name in was] if pipeline else asked) and last_saved(path):
         lock.close()
         raise config.ConfigError(
             f"{path} is a run of another config: its stages are {', '.join(was)}, not {', '.join(asked)}; name another place"
         )
     changes = config.diff({name: value for name, value in old.items() if name not in FOUND}, config_json)
-    if refused := [c for c in changes if not _is_safe(c[0], config_json, safe) and _has_saved(path, c[0], old)]:
+    refused = [c for c in changes if c[0].split(".")[0] not in safe]
+    if refused and not pipeline and has_saved(path):
         lock.close()
         raise config.ConfigError(
-            f"{path} was trained with another config: {_tell(refused)}. A resumed run may change only {', '.join(safe)}; "
-            f"start a new run with --init {path}@STEP (of a pipeline's stage --STAGE.init), or give the old values"
+            f"{path} was trained with another config: {tell(refused)}. A resumed run may change only {', '.join(safe)}; "
+            f"start a new run with --init {path}@STEP, or give the old values"
         )
     # The mark goes first: killed between the two, the run is still resumed.
     if any(place.split(".")[-1] == "steps" and (new or 0) > (was or 0) for place, was, new in changes):
@@ -177,19 +195,69 @@ def has_checkpoint(stage: Path) -> bool:
     return any(p.name.isdigit() for p in (stage / "checkpoints").glob("*"))
 
 
+def has_saved(stage: Path) -> bool:
+    """Whether the run directory of a stage, which need not exist, holds work that goes on: a checkpoint, or sampled answers."""
+    if not is_run(stage):
+        return False
+    return has_checkpoint(stage) or (_read_config(stage).get("kind") == MAKES_ROWS and (stage / "samples.jsonl").exists())
+
+
+def changes(stage: Path, config_json: dict) -> list[tuple[str, Any, Any]]:
+    """What a resumed run may not change and ``config_json`` does, as ``config.diff`` gives it."""
+    old = {name: value for name, value in _read_config(stage).items() if name not in FOUND}
+    safe = config.safe_to_change(config_json["kind"]) if old.get("kind") == config_json["kind"] else ()
+    return [c for c in config.diff(old, config_json) if c[0].split(".")[0] not in safe]
+
+
+def inputs(stage: Path) -> dict[str, str]:
+    """What a stage recorded as ``inputs``."""
+    return _read_config(stage).get("inputs", {})
+
+
+def identity(stage: Path) -> str:
+    """Names what a stage made, by content: its newest checkpoint, or its rows; '' if there is none."""
+    if steps := [int(p.name) for p in (stage / "checkpoints").glob("*") if p.name.isdigit()]:
+        files, name = sorted((stage / "checkpoints" / str(max(steps))).glob("digests-*")), f"step {max(steps)}, "
+    else:
+        files, name = [f for f in [rows_of(stage)] if f.exists()], ""
+    if not files:
+        return ""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            hashlib.file_digest(content, lambda: digest)
+    return f"{name}sha256:{digest.hexdigest()}"
+
+
+def rows_of(stage: Path) -> Path:
+    """Where a stage writes the rows that it makes."""
+    return stage / "rows.jsonl"
+
+
+def put_aside(stage: Path) -> Path:
+    """Renames the run directory of a stage to the first of NAME.1, NAME.2, ... that is free, and returns it."""
+    number = 1
+    while (place := stage.with_name(f"{stage.name}.{number}")).exists():
+        number += 1
+    stage.rename(place)
+    return place
+
+
 def chosen(stage: Path | None) -> dict[str, int]:
     """What a stage with a checkpoint recorded as ``chosen``; empty where there is none."""
     return _read_config(stage).get("chosen", {}) if stage is not None and has_checkpoint(stage) else {}
 
 
 def last_saved(path: Path) -> str:
-    """The newest checkpoint of a run in words, ``step 20`` or ``step 20 of grpo``; empty if there is none."""
+    """What a run has saved last in words, ``step 20``, ``step 20 of grpo`` or ``answers of rejection``; empty if nothing."""
     if not is_run(path):
         return ""
     found = _read_config(path)
     for name in [""] if _is_stage(found) else reversed(_stages(found)):
         if steps := [int(p.name) for p in (path / name / "checkpoints").glob("*") if p.name.isdigit()]:
             return f"step {max(steps)}" + (f" of {name}" if name else "")
+        if has_saved(path / name):
+            return "its answers" if not name else f"answers of {name}"
     return ""
 
 
@@ -205,6 +273,8 @@ def last_stage(path: Path) -> Path:
     for stage in candidates:
         if has_checkpoint(stage):
             return stage
+    if found.get("kind") == MAKES_ROWS:
+        raise config.ConfigError(f"{path} made rows, no model; they are in {rows_of(path)}")
     raise config.ConfigError(f"{path} has no checkpoint yet; train it with --run-dir {path}")
 
 
@@ -217,21 +287,9 @@ def _stages(found: Any) -> list[str]:
     return [name for name, value in found.items() if _is_stage(value)] if isinstance(found, dict) else []
 
 
-def _is_safe(place: str, config_json: dict, safe: Collection[str]) -> bool:
-    first, *rest = place.split(".")
-    if first in _stages(config_json):
-        return bool(rest) and rest[0] in safe
-    return _is_stage(config_json) and first in safe
+def tell(changes: list[tuple[str, Any, Any]], most: int = 8) -> str:
+    """What ``config.diff`` found, in words."""
 
-
-def _has_saved(path: Path, place: str, found: Any) -> bool:
-    """Whether what a field of the config belongs to, a pipeline's stage or all of the run, has a checkpoint."""
-    first = place.split(".")[0]
-    part = path / first if first in _stages(found) else path
-    return any(p.name.isdigit() for p in part.glob("**/checkpoints/*"))
-
-
-def _tell(changes: list[tuple[str, Any, Any]], most: int = 8) -> str:
     def short(value: Any) -> str:
         text = json.dumps(value)
         return text if len(text) <= 60 else text[:57] + "..."

@@ -119,6 +119,41 @@ def sft(**changes) -> config.SFT:
     return config.SFT(**settings | changes)
 
 
+def rejection(**changes) -> config.RejectionSampling:
+    """Two batches of four questions."""
+    settings = {
+        "init": "grpo",
+        "sources": (dataclasses.replace(source(), limit=8),),
+        "samples": 4,
+        "sampling": config.Sampling(max_new_tokens=8, stop=STOP),
+        "keep": {f"{FILE}:checksum": 0.1},
+        "readable": config.Readable(language=None),
+        "per_prompt": 2,
+        "together": 4,
+        "engine": config.Engine(slots=16, max_prompt_tokens=8, chunk=4),
+        "mesh": config.Mesh(fsdp=1),
+        "workers": config.Workers(count=1),
+    }
+    return config.RejectionSampling(**settings | changes)
+
+
+@dataclass(frozen=True)
+class Recipe(config.Pipeline):
+    """Every kind of stage, and every kind of input."""
+
+    zero: config.GRPO = field(default_factory=lambda: grpo(steps=2))
+    cold: config.RejectionSampling = field(default_factory=lambda: rejection(init="zero"))
+    dev: config.SFT = field(
+        default_factory=lambda: sft(steps=2, sources=(dataclasses.replace(made("cold"), rewards={}),), sequence_length=32)
+    )
+    student: config.SFT = field(default_factory=lambda: sft(model=DENSE, steps=1, sources=(made("cold"),)))
+    rl: config.GRPO = field(default_factory=lambda: grpo(init="dev", model=None, steps=2))
+
+
+def made(stage: str) -> config.Source:
+    return config.Source(path=f"stage:{stage}", name="made")
+
+
 @dataclass(frozen=True)
 class Tiny(config.Pipeline):
     sft: config.SFT = field(default_factory=sft)

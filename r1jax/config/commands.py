@@ -25,7 +25,12 @@ class Train:
     run_dir: str | None = None
     """Where to write. A directory that holds a run is resumed; None makes runs/CONFIG-DATE-TIME."""
     dry_run: bool = False
-    """Validate, show the memory table, one batch as text and the rewards of a gold answer, and stop."""
+    """Validate, show what would become of each stage, the memory table, one batch as text and the rewards of a gold answer, and
+    stop."""
+    from_: str | None = None
+    """Of a pipeline: begin with this stage, and run it anew if it was finished. The stages before it are used as they are."""
+    until: str | None = None
+    """Of a pipeline: end with this stage."""
 
 
 @dataclass(frozen=True, kw_only=True)

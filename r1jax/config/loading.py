@@ -11,13 +11,14 @@ from pathlib import Path
 from types import ModuleType
 
 from r1jax.config.base import ConfigError, from_json, to_json
-from r1jax.config.stages import Pipeline, Stage
+from r1jax.config.stages import AnyStage, Pipeline
 
+WANTED = "an SFT, a GRPO, a RejectionSampling or a Pipeline"
 CHECKOUT = Path(__file__).resolve().parents[2] / "configs"
 """The shipped configs. An installed wheel has none."""
 
 
-def load_config(name_or_path: str) -> tuple[str, Stage | Pipeline]:
+def load_config(name_or_path: str) -> tuple[str, AnyStage | Pipeline]:
     """The name and value of a config: a path to a ``.py`` file, or NAME of ``configs/NAME.py``.
 
     The value has been through JSON once, so that what runs is exactly what config.json will say.
@@ -30,14 +31,14 @@ def load_config(name_or_path: str) -> tuple[str, Stage | Pipeline]:
     try:
         module = load_module(path)
         if not callable(vars(module).get("config")):
-            raise ConfigError(f"{path} defines no function config(); let it return an SFT, a GRPO or a Pipeline")
+            raise ConfigError(f"{path} defines no function config(); let it return {WANTED}")
         config = module.config()
     except ConfigError as error:
         raise ConfigError(f"{where_in(path, error)}{error}") from error
     except Exception as error:  # the file is a person's program: whatever it raises is shown with its place
         raise ConfigError(f"{where_in(path, error)}{type(error).__name__}: {error}") from error
-    if not isinstance(config, Stage | Pipeline):
-        raise ConfigError(f"{path}: config() returned {type(config).__name__}; let it return an SFT, a GRPO or a Pipeline")
+    if not isinstance(config, AnyStage | Pipeline):
+        raise ConfigError(f"{path}: config() returned {type(config).__name__}; let it return {WANTED}")
     return path.stem, from_json(type(config), to_json(config), str(path))
 
 

@@ -11,6 +11,7 @@ from r1jax.config.data import Source, Text
 from r1jax.config.lora import LoRA
 from r1jax.config.mesh import Mesh
 from r1jax.config.model import AttentionKernel, DType, MatmulDType, Model, Remat
+from r1jax.config.recipe import SAFE_FOR_ROWS, Bill, RejectionSampling
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
 
@@ -201,23 +202,64 @@ class GRPO(Stage):
         return max([self.sampling.max_new_tokens] + [cap for _, cap in self.length_schedule])
 
 
+AnyStage = Stage | RejectionSampling
+ROWS_OF = "stage:"
+"""Before the name of an earlier stage in a source's path: the rows that it made."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Named stages, run in the order of the fields. Subclass it and give each stage a field.
 
-    A stage whose ``init`` is the name of an earlier one starts from that one's last checkpoint.
+    A stage whose ``init`` is the name of an earlier one (or NAME@STEP, NAME@best) starts from that one's last checkpoint, and a
+    source whose path is ``stage:NAME`` has the rows that an earlier ``RejectionSampling`` made.
     """
 
     seed: int | None = None
     """Replaces the seed of every stage."""
+    bill: Bill = field(default_factory=Bill)
 
-    def stages(self) -> dict[str, Stage]:
+    def stages(self) -> dict[str, AnyStage]:
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        stages = {name: stage for name, stage in found.items() if isinstance(stage, Stage)}
+        stages = {name: stage for name, stage in found.items() if isinstance(stage, AnyStage)}
         if self.seed is not None:
             stages = {name: dataclasses.replace(stage, seed=self.seed) for name, stage in stages.items()}
         return stages
 
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """Stage -> the earlier stages whose model or rows it takes.
+
+        Raises:
+          ConfigError: a stage wants the model of one that makes rows, the rows of one that makes none, or what a stage makes
+            that does not come before it.
+        """
+        stages, found = self.stages(), {}
+        for name, stage in stages.items():
+            wanted = [("init", stage.init.partition("@")[0], False)]
+            if isinstance(stage, RejectionSampling) and not stage.rewrite.url:
+                wanted.append(("rewrite.model", stage.rewrite.model.partition("@")[0], False))
+            wanted += [(f"source {s.name!r}", p.removeprefix(ROWS_OF), True) for s, p in rows_of_stages(stage)]
+            for where, other, rows in wanted:
+                if (rows and other not in found) or (other in stages and other not in found):
+                    known = ", ".join(n for n in found if isinstance(stages[n], RejectionSampling) == rows) or "none"
+                    raise ConfigError(f"{name}: {where} is {other!r}, which is no stage before it; there are: {known}")
+                if other in found and isinstance(stages[other], RejectionSampling) != rows:
+                    makes = "a model, no rows" if rows else "rows, no model"
+                    raise ConfigError(f"{name}: {where} is {other!r}, which makes {makes}")
+            found[name] = tuple(dict.fromkeys(other for _, other, _ in wanted if other in found))
+        return found
+
+
+def rows_of_stages(stage: AnyStage) -> list[tuple[Source, str]]:
+    """The sources of a stage whose rows an earlier one makes, and their paths."""
+    more = stage.join if isinstance(stage, RejectionSampling) else stage.eval.sources
+    return [(s, s.path) for s in (*stage.sources, *more) if s.path.startswith(ROWS_OF)]
+
 
 SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "export", "workers", "preflight", "offload")
 """Fields of a stage that a resumed run may change; any other makes it another experiment."""
+
+
+def safe_to_change(kind: str) -> tuple[str, ...]:
+    """The fields of a stage of this kind that a resumed run may change."""
+    return SAFE_FOR_ROWS if kind == "rejection_sampling" else SAFE_TO_CHANGE

@@ -178,6 +178,11 @@ class Scoring:
         return [scores[i] for i in np.argsort(self._rows)]
 
 
+def from_first(value: Any) -> Any:
+    """Process 0's JSON value, in every process."""
+    return json.loads(json.dumps(value)) if jax.process_count() == 1 else _gather(value)[0]
+
+
 def _gather(value: Any) -> list[Any]:
     """Every process's JSON value."""
     packed = json.dumps(value).encode()

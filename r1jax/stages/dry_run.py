@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from rich.console import Console
 
 from r1jax import sharding
-from r1jax.config import GRPO, SFT, Pipeline, Stage
+from r1jax.config import GRPO, SFT, AnyStage, Pipeline, Stage
 from r1jax.data import sft
 from r1jax.data.packing import pack_sequences
 from r1jax.data.sources import Mixture
@@ -16,21 +19,30 @@ from r1jax.observe.text import printable, shorten
 from r1jax.plan import micro_batch
 from r1jax.rewards import Item, Pool
 from r1jax.rewards.tokens import TOKENS
+from r1jax.stages.decide import Decision
 from r1jax.stages.preflight import gold_answer
-from r1jax.stages.prepare import Prepared, prepare_all
+from r1jax.stages.prepare import Prepared, PreparedRows, prepare_all
 
 TEXT_LIMIT, TEXT_LINES = 2000, 30
 
 
-def dry_run(settings: Stage | Pipeline, name: str) -> int:
-    """Validates each stage, prints what it needs and what it will see, and returns 0.
+def dry_run(
+    settings: AnyStage | Pipeline, name: str, run: Path | None = None, decisions: Mapping[str, Decision] | None = None
+) -> int:
+    """Validates each stage that would be run, prints what it needs and what it will see, and returns 0.
+
+    Args:
+      run: the run directory, if it is there.
+      decisions: of a pipeline, for each stage.
 
     Raises:
       ConfigError: what a run would find wrong before its first step, too little memory included.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    for title, found in prepare_all(settings, name).items():
-        show(console, title, found)
+    for title, decision in (decisions or {}).items():
+        console.print(decision.line(title))
+    for title, found in prepare_all(settings, name, run, decisions).items():
+        (show_rows if isinstance(found, PreparedRows) else show)(console, title, found)
     console.print(f"{name}: dry run only, nothing was written")
     return 0
 
@@ -41,11 +53,29 @@ def show(console: Console, title: str, found: Prepared) -> None:
     if found.chosen:
         console.print(micro_batch.line(stage, found.mesh))
     console.print(f"{title}: {stage.steps} steps on {sharding.describe(found.mesh)}, {len(found.held_out)} held-out problems")
+    if found.mixture is None:
+        console.print(f"{title}: its rows are not made yet, so that none is shown")
+        return
     if isinstance(stage, GRPO):
         show_question(console, stage, found.mixture, found.template)
     else:
         show_packed_row(console, stage, found.mixture, found.template, found.tokenizer)
     show_rewards(console, stage, found.mixture[0], found.template, found.tokenizer)
+
+
+def show_rows(console: Console, title: str, found: PreparedRows) -> None:
+    """Of a stage that makes rows."""
+    stage = found.stage
+    console.print(f"{title}: {stage.init} answers on {sharding.describe(found.mesh)}, {found.memory.need / 2**30:.2f} GiB a device")
+    if found.prompts is None or found.joined is None:
+        console.print(f"{title}: its rows are not made yet, so that none is shown")
+        return
+    prompts = sum(len(rows) for _, rows in found.prompts)
+    joined = "".join(f", {len(rows):,} rows of {s.name} join them" for s, rows in found.joined)
+    console.print(f"{prompts:,} prompts x {stage.samples} answers{joined}; the first prompt, as the model sees it:")
+    row = found.prompts[0][1][0]
+    quote(console, found.template.render(row["prompt"]).text)
+    show_rewards(console, stage, row, found.template, found.tokenizer)
 
 
 def show_question(console: Console, stage: GRPO, mixture: Mixture, template: Template) -> None:
@@ -72,9 +102,10 @@ def show_packed_row(console: Console, stage: SFT, mixture: Mixture, template: Te
     quote(console, tokenizer.decode(batch.tokens[0, 0][filled[0, 0]]))
 
 
-def show_rewards(console: Console, stage: Stage, row: dict, template: Template, tokenizer: Tokenizer) -> None:
+def show_rewards(console: Console, stage: AnyStage, row: dict, template: Template, tokenizer: Tokenizer) -> None:
     """Loads every reward, and shows what the gold answer of a row earns."""
-    names = {s.name: tuple(s.rewards) for s in (*stage.sources, *stage.eval.sources)}
+    held_out = stage.eval.sources if isinstance(stage, Stage) else ()
+    names = {s.name: tuple(s.rewards) for s in (*stage.sources, *held_out)}
     with Pool(stage.workers) as pool:
         pool.check([name for by_source in names.values() for name in by_source])
         prefill = template.render(row["prompt"]).prefill

@@ -11,6 +11,7 @@ from r1jax.config import ConfigError
 from r1jax.config.base import GuardStop
 from r1jax.eval import answers as asking
 from r1jax.eval.estimators import pass_at_k
+from r1jax.plan import spent
 from r1jax.stages.workspace import Workspace
 
 ROUND = 2**31 - 1  # one random stream for every evaluation, so that two of them differ by the policy alone
@@ -61,6 +62,7 @@ def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[di
                 round=ROUND, weights=work.weights, progress=work.display.advance,
             ).scored()  # fmt: skip
             stop_if_scores_fail(work, answers, held_out=True)
+            work.count({"eval": spent.sampled(work.model, answers.trajectories, samples)})
             return answers
 
         found = ask(sampling, samples)

@@ -17,6 +17,7 @@ from r1jax.data.packing import pack_sequences
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
+from r1jax.plan import spent
 from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
 from r1jax.stages.workspace import Workspace
 from r1jax.types import PackedBatch
@@ -35,6 +36,7 @@ def play_round(work: Workspace) -> None:
     advantages = group_advantages(answers.rewards, work.stage.group, std=work.stage.advantage_std)
     write_samples(work, answers, advantages)
     minibatches = split(work, answers, advantages)
+    work.count(spent.of_round(work.stage, work.model, answers.trajectories))
     with work.phase("score", len(minibatches), "batches"):
         batches = [pack(work, answers, advantages, rows) for rows in minibatches]
     for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -10,43 +11,63 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from r1jax import config, loading, rundir
-from r1jax.config import GRPO, Pipeline, Stage
+from r1jax.config import GRPO, AnyStage, Pipeline, RejectionSampling
+from r1jax.eval.answers import from_first
+from r1jax.observe import ledger
 from r1jax.rundir import RunDir
-from r1jax.stages import grpo, preflight, sft, summary
+from r1jax.stages import decide, grpo, preflight, rejection_sampling, sft, summary
+from r1jax.stages.decide import Decision
 from r1jax.stages.dry_run import dry_run as show_dry_run
 from r1jax.stages.evaluation import hold_out
-from r1jax.stages.prepare import Prepared, prepare_all
+from r1jax.stages.prepare import Prepared, PreparedRows, open_input, prepare_all, prepare_any
 from r1jax.stages.workspace import Preempted, Workspace, open_workspace, seen_by_first
 
 PREEMPTED = 75
 
 
-def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, dry_run: bool = False) -> int:
+def train(
+    settings: AnyStage | Pipeline,
+    *,
+    name: str,
+    run_dir: str | None = None,
+    dry_run: bool = False,
+    first: str | None = None,
+    last: str | None = None,
+) -> int:
     """Trains to the end. Returns the exit code: 0 done, 75 pre-empted and saved.
 
     Args:
       name: of the config; the default run directory is named after it.
       run_dir: where to write; a run that is there is resumed.
       dry_run: only check, and show what would be done.
+      first, last: of a pipeline: the stages to begin and to end with, see ``decide.decide``.
 
     Raises:
       ConfigError: the user's mistakes, before anything is trained.
       GuardStop: a check stopped the run.
     """
+    pipeline = isinstance(settings, Pipeline)
+    if not pipeline and (first or last):
+        raise config.ConfigError(f"--from and --until name stages of a pipeline, and {name} is a single stage")
+    path = None if run_dir is None else Path(run_dir)
+    there = path if path is not None and rundir.is_run(path) else None
     if dry_run:
-        return show_dry_run(settings, name)
+        return show_dry_run(settings, name, there, decide.decide(settings, there, first, last) if pipeline else None)
     if jax.process_count() > 1 and run_dir is None:
         raise config.ConfigError("several processes must agree on the run directory; name it with --run-dir")
-    path = None if run_dir is None else Path(run_dir)
     # A run that is there may refuse the config or be finished, whatever has become of its rows and weights; a directory is
     # only made for what could be trained.
-    run = open_run(name, settings, path) if path is not None and rundir.is_run(path) else None
+    run = open_run(name, settings, there) if there is not None else None
     try:
-        prepared = prepare_all(settings, name, run and run.path)
+        decisions = agree(settings, run and run.path, first, last) if pipeline else None
+        prepared = prepare_all(settings, name, run and run.path, decisions)
         run = run or open_run(name, settings, path)
         print(f"run directory: {run.path}", flush=True)
-        if isinstance(settings, Pipeline):
-            train_stages(settings, prepared, run)
+        if pipeline:
+            make_way(decisions, run, first)
+            train_stages(settings, decisions, prepared, run)
+            if jax.process_index() == 0:
+                decide.note_asked(run.path, None)
         else:
             train_stage(prepared.get(name), settings, run, name)
     except Preempted as saved:
@@ -60,10 +81,12 @@ def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, 
             run.close()
     if jax.process_index() == 0:
         summary.show(run.path, settings)
+        if pipeline:
+            ledger.show(run.path, list(settings.stages()), settings.bill)
     return 0
 
 
-def open_run(name: str, settings: Stage | Pipeline, path: Path | None) -> RunDir:
+def open_run(name: str, settings: AnyStage | Pipeline, path: Path | None) -> RunDir:
     """Process 0 makes or resumes the directory; the others only name its files, and stop with it if it must not."""
     described = config.to_json(settings)
     run, refused = RunDir(path, described), None
@@ -79,30 +102,94 @@ def open_run(name: str, settings: Stage | Pipeline, path: Path | None) -> RunDir
     return run
 
 
-def train_stages(pipeline: Pipeline, prepared: dict[str, Prepared], run: RunDir) -> None:
-    """Every stage in a run directory of its own below the pipeline's; finished ones are skipped."""
-    done: dict[str, Path] = {}
-    for name, stage in pipeline.stages().items():
-        inner = open_run(name, stage, run.path / name)
+# -- Pipelines
+
+
+def agree(pipeline: Pipeline, run: Path | None, first: str | None, last: str | None) -> dict[str, Decision]:
+    """What process 0 decides by what it sees in the run directory.
+
+    Raises:
+      ConfigError: as ``decide.decide`` does, in all processes.
+    """
+    found, refused = {}, None
+    if jax.process_index() == 0:
         try:
-            found = prepared.get(name)
-            if found is not None and stage.init in done and not rundir.has_checkpoint(inner.path):
-                # A stage's config names its input by stage; only here does the name become weights.
-                found = dataclasses.replace(found, opened=loading.open_model(str(done[stage.init])))
-            train_stage(found, stage, inner, f"{run.path.name}/{name}")
-        finally:
-            inner.close()
-        done[name] = inner.path
+            found = decide.decide(pipeline, run, first, last)
+        except config.ConfigError as error:
+            refused = error
+    told = from_first({"found": found, "refused": refused and str(refused)})
+    if told["refused"] is not None:
+        raise config.ConfigError(told["refused"])
+    return {name: Decision(*decision) for name, decision in told["found"].items()}
 
 
-def train_stage(found: Prepared | None, stage: Stage, run: RunDir, title: str) -> None:
+def make_way(decisions: Mapping[str, Decision], run: RunDir, first: str | None) -> None:
+    """Says what is run anew, and puts aside what was there. All of it before anything is trained, so that at no time a stage lies
+    beside one that it did not begin with."""
+    for name, decision in decisions.items():
+        if decision.do == "rerun" and jax.process_index() == 0:
+            line = decision.line(name)
+            print(f"{line}; what it made is kept in {rundir.put_aside(run.path / name)}", flush=True)
+    if first is not None and jax.process_index() == 0:
+        decide.note_asked(run.path, first)
+    if all(decision.do == "keep" for decision in decisions.values()):
+        print("every stage is finished: nothing to do", flush=True)
+    from_first(None)  # the others must not look for a stage before it was moved
+
+
+def train_stages(
+    pipeline: Pipeline, decisions: Mapping[str, Decision], prepared: dict[str, Prepared | PreparedRows], run: RunDir
+) -> None:
+    """Every stage in a run directory of its own below the pipeline's; finished ones are skipped."""
+    stages, inputs = pipeline.stages(), pipeline.inputs()
+    done: dict[str, Path] = {}
+    for name, stage in stages.items():
+        title, decision = f"{run.path.name}/{name}", decisions[name]
+        if decision.do == "leave":
+            print(f"{title}: left out, {decision.why}", flush=True)
+            continue
+        if decision.do == "keep":
+            print(f"{title}: {finished_line(stage, RunDir(run.path / name, {}))}", flush=True)
+        else:
+            inner = open_run(name, stage, run.path / name)
+            try:
+                train_stage(given(stage, prepared.pop(name), done, inputs[name], inner.path), stage, inner, title)
+            finally:
+                inner.close()
+        done[name] = run.path / name
+
+
+def given(
+    stage: AnyStage, found: Prepared | PreparedRows, done: Mapping[str, Path], inputs: tuple[str, ...], run: Path
+) -> Prepared | PreparedRows:
+    """What was prepared, with what the stage begins with: a config names stages, and only here do the names become weights and
+    rows."""
+    made = {name: rundir.rows_of(path) for name, path in done.items() if rundir.rows_of(path).exists()}
+    models = {name: loading.open_model(str(path)) for name, path in done.items() if name in inputs and name not in made}
+    if (found.prompts if isinstance(found, PreparedRows) else found.mixture) is None or made.keys() & set(inputs):
+        found = prepare_any(stage, models, run if rundir.has_saved(run) else None, made)
+    elif models and not rundir.has_checkpoint(run):
+        opened = open_input(stage.init, models) if stage.init.partition("@")[0] in models else found.opened
+        found = dataclasses.replace(found, opened=opened)
+    if isinstance(found, PreparedRows) and found.rewriter is not None:
+        found = dataclasses.replace(found, rewriter=open_input(stage.rewrite.model, models))
+    return dataclasses.replace(found, inputs={name: rundir.identity(done[name]) for name in inputs})
+
+
+# -- One stage
+
+
+def train_stage(found: Prepared | PreparedRows | None, stage: AnyStage, run: RunDir, title: str) -> None:
     """One stage from where it is to its last step.
 
     Args:
       found: None if it is finished.
     """
     if found is None:
-        print(f"{title}: already finished at step {run.finished['step']}; more --steps make it go on", flush=True)
+        print(f"{title}: {finished_line(stage, run)}", flush=True)
+        return
+    if isinstance(found, PreparedRows):
+        rejection_sampling.make(found, run, title)
         return
     with open_workspace(found, run, title) as work:
         if work.step == 0:
@@ -115,6 +202,12 @@ def train_stage(found: Prepared | None, stage: Stage, run: RunDir, title: str) -
             work.export()
         if jax.process_index() == 0:
             run.finish(work.step)
+
+
+def finished_line(stage: AnyStage, run: RunDir) -> str:
+    if isinstance(stage, RejectionSampling):
+        return f"already made {rundir.rows_of(run.path)}"
+    return f"already finished at step {run.finished['step']}; more --steps make it go on"
 
 
 def begin(work: Workspace) -> None:

@@ -11,7 +11,8 @@ from types import MappingProxyType
 import jax
 
 from r1jax import config, loading, rundir, sharding
-from r1jax.config import Pipeline, Stage
+from r1jax.config import AnyStage, Pipeline, RejectionSampling, Stage
+from r1jax.config.stages import ROWS_OF
 from r1jax.convert import export as hugging_face
 from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
@@ -19,6 +20,7 @@ from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.plan import memory, micro_batch, shortage
 from r1jax.rundir import RunDir
+from r1jax.stages.decide import Decision, steps
 from r1jax.stages.export import plan_export
 
 COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat")
@@ -37,7 +39,8 @@ class Prepared:
     tokenizer: Tokenizer
     template: Template
     text: config.Text
-    mixture: Mixture
+    mixture: Mixture | None
+    """None while rows that an earlier stage of the pipeline makes are not there."""
     held_out: list[dict]
     memory: memory.Memory
     export: hugging_face.Plan | None
@@ -48,41 +51,99 @@ class Prepared:
     """``sources.NAME``, and ``eval.sources.NAME`` of the evaluation -> ``data.sources.Rows.identity``."""
     chosen: dict[str, int]
     """Fields that the config leaves to the memory that is free -> what was chosen."""
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of a pipeline's stage: each earlier stage that it begins with -> ``rundir.identity`` of what that made."""
 
 
-def prepare_all(settings: Stage | Pipeline, name: str, run: Path | None = None) -> dict[str, Prepared]:
-    """Every stage that is not finished, by its name. One that begins from an earlier is given the model that this will leave.
+@dataclass(frozen=True)
+class PreparedRows:
+    """A stage that makes rows whose config, model, text, rows and memory are in order."""
+
+    stage: RejectionSampling
+    mesh: jax.sharding.Mesh
+    model: config.Model
+    opened: loading.Opened
+    tokenizer: Tokenizer
+    template: Template
+    rewriter: loading.Opened | None
+    """A model that is loaded here to write answers again."""
+    prompts: list[tuple[config.Source, sources.Rows]] | None
+    """None while rows that an earlier stage of the pipeline makes are not there; so ``joined``."""
+    joined: list[tuple[config.Source, sources.Rows]] | None
+    memory: memory.Sampling
+    commits: dict[str, str]
+    digests: dict[str, str]
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def prepare_all(
+    settings: AnyStage | Pipeline, name: str, run: Path | None = None, decisions: Mapping[str, Decision] | None = None
+) -> dict[str, Prepared | PreparedRows]:
+    """Every stage that is to be run, by its name. One that begins from an earlier is given the model that this will leave.
 
     Args:
       run: the run directory, if it is there.
+      decisions: of a pipeline, for each stage.
 
     Raises:
       ConfigError: what a run would find wrong before its first step, too little memory included.
     """
+    if not isinstance(settings, Pipeline):
+        if run is not None and is_finished(settings, run):
+            return {}
+        return {name: prepare_any(settings, run=run)}
     planned: dict[str, loading.Opened] = {}
-    found: dict[str, Prepared] = {}
-    pipeline = isinstance(settings, Pipeline)
-    for title, stage in (settings.stages() if pipeline else {name: settings}).items():
-        place = None if run is None else run / title if pipeline else run
-        if place is not None and RunDir(place, {}).is_finished(stage.steps):
-            planned[title] = loading.open_model(str(place))
+    made: dict[str, Path] = {}
+    found: dict[str, Prepared | PreparedRows] = {}
+    for title, stage in settings.stages().items():
+        do = decisions[title].do
+        if do == "leave":
             continue
-        p = found[title] = prepare(stage, planned, place)
-        planned[title] = loading.Opened(title, p.model, p.tokenizer, p.text, _not_made, p.opened and p.opened.origin)
+        makes_rows = isinstance(stage, RejectionSampling)
+        if do == "keep":
+            if makes_rows:
+                made[title] = rundir.rows_of(run / title)
+            else:
+                planned[title] = loading.open_model(str(run / title))
+            continue
+        p = found[title] = prepare_any(stage, planned, run / title if do == "go on" else None, made)
+        if not makes_rows:
+            planned[title] = loading.Opened(title, p.model, p.tokenizer, p.text, _not_made, p.opened and p.opened.origin)
     return found
 
 
+def is_finished(stage: AnyStage, run: Path) -> bool:
+    return RunDir(run, {}).is_finished(steps(stage))
+
+
+def prepare_any(
+    stage: AnyStage,
+    planned: Mapping[str, loading.Opened] = MappingProxyType({}),
+    run: Path | None = None,
+    made: Mapping[str, Path] = MappingProxyType({}),
+) -> Prepared | PreparedRows:
+    return (prepare_rows if isinstance(stage, RejectionSampling) else prepare)(stage, planned, run, made)
+
+
 def prepare(
-    stage: Stage, planned: Mapping[str, loading.Opened] = MappingProxyType({}), run: Path | None = None
+    stage: Stage,
+    planned: Mapping[str, loading.Opened] = MappingProxyType({}),
+    run: Path | None = None,
+    made: Mapping[str, Path] = MappingProxyType({}),
 ) -> Prepared:
     """One stage.
 
     Args:
       planned: models that ``init`` may name and that are not made yet: those of a pipeline's earlier stages.
+      made: the files of the rows that earlier stages have made.
       run: where it is trained. Once there is a checkpoint, model and text are the run's own: what they were made from may have
         changed since, or be gone.
     """
     mesh = sharding.make_mesh(stage.mesh)
+    stage = dataclasses.replace(
+        stage, sources=named_files(stage.sources, made),
+        eval=dataclasses.replace(stage.eval, sources=named_files(stage.eval.sources, made)),
+    )  # fmt: skip
     if run is not None and rundir.has_checkpoint(run):
         opened = loading.open_model(str(run))
         model, found, text = opened.model, opened.tokenizer, opened.text
@@ -91,8 +152,8 @@ def prepare(
         model, opened = find_model(stage, planned)
         found, template, text = find_text(stage, model, opened)
     stage.engine.check(model)
-    loaded = [(s, sources.load(s)) for s in stage.sources]
-    mixture = Mixture(loaded, stage.seed)
+    loaded = [(s, sources.load(s)) for s in stage.sources if not unmade(s)]
+    mixture = None if any(map(unmade, stage.sources)) else Mixture(loaded, stage.seed)
     evaluated = held_out(stage)
     rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
     chosen = {}
@@ -109,6 +170,69 @@ def prepare(
     return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen)
 
 
+def prepare_rows(
+    stage: RejectionSampling,
+    planned: Mapping[str, loading.Opened] = MappingProxyType({}),
+    run: Path | None = None,
+    made: Mapping[str, Path] = MappingProxyType({}),
+) -> PreparedRows:
+    """A stage that makes rows. Arguments and errors are those of ``prepare``."""
+    mesh = sharding.make_mesh(stage.mesh)
+    stage = dataclasses.replace(
+        stage, sources=named_files(stage.sources, made), join=named_files(stage.join, made)
+    )
+    opened = open_input(stage.init, planned)
+    model = with_types(opened.model, stage)
+    found, template, _ = find_text(stage, model, opened)
+    rewriter = None
+    if stage.rewrite.model and not stage.rewrite.url:
+        rewriter = open_input(stage.rewrite.model, planned)
+    stage.engine.check(model)
+    parts = {}
+    for place, given in (("sources", stage.sources), ("join", stage.join)):
+        parts[place] = None if any(map(unmade, given)) else [(s, sources.load(s)) for s in given]
+    needed = memory.Sampling.of(model, mesh, stage.engine, stage.sampling.max_new_tokens)
+    capacity = memory.available(mesh)
+    if capacity is not None and needed.need > capacity:
+        raise config.ConfigError(
+            f"too large: weights {memory.human(needed.weights)} and the cache of {stage.engine.slots} answers "
+            f"{memory.human(needed.cache)} per device, and {memory.human(capacity)} are free; lower engine.slots or "
+            "sampling.max_new_tokens"
+        )
+    listed = [(f"{place}.{s.name}", r) for place, part in parts.items() for s, r in part or ()]
+    commits = {"init": opened.commit} | {place: rows.commit for place, rows in listed}
+    return PreparedRows(
+        stage, mesh, model, opened, found, template, rewriter, parts["sources"], parts["join"], needed,
+        {place: commit for place, commit in commits.items() if commit is not None},
+        {place: rows.identity for place, rows in listed},
+    )  # fmt: skip
+
+
+def named_files(given: tuple[config.Source, ...], made: Mapping[str, Path]) -> tuple[config.Source, ...]:
+    """The sources, with the file of the rows for the name of a stage that has made them."""
+    names = {ROWS_OF + name: str(file) for name, file in made.items()}
+    return tuple(dataclasses.replace(s, path=names.get(s.path, s.path)) for s in given)
+
+
+def unmade(source: config.Source) -> bool:
+    return source.path.startswith(ROWS_OF)
+
+
+def open_input(name: str, planned: Mapping[str, loading.Opened]) -> loading.Opened:
+    """The model called ``name``, of an earlier stage (NAME, NAME@STEP, NAME@best) or any other."""
+    stage, _, step = name.partition("@")
+    if stage not in planned:
+        return loading.open_model(name)
+    opened = planned[stage]
+    return loading.open_model(f"{opened.name}@{step}") if step and opened.read is not _not_made else opened
+
+
+def with_types(model: config.Model, stage: AnyStage) -> config.Model:
+    """The model with the types that the stage chooses."""
+    chosen = {name: vars(stage)[name] for name in COMPUTE if name in vars(stage)}
+    return dataclasses.replace(model, **{name: value for name, value in chosen.items() if value is not None})
+
+
 def find_model(
     stage: Stage, planned: Mapping[str, loading.Opened]
 ) -> tuple[config.Model, loading.Opened | None]:
@@ -118,20 +242,19 @@ def find_model(
       ConfigError: the stage's own architecture is not that of the weights, or routes are to be replayed and it has no
       experts.
     """
-    opened = None if stage.init == "random" else planned.get(stage.init) or loading.open_model(stage.init)
+    opened = None if stage.init == "random" else open_input(stage.init, planned)
     model = stage.model if opened is None else opened.model
     if opened is not None and stage.model is not None and (differ := architecture_diff(stage.model, model)):
         raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
     if isinstance(stage, config.GRPO) and stage.routing_replay and not any(s.ff == "moe" for s in model.segments):
         raise config.ConfigError("routing_replay is on, but the model has no experts; leave it off")
-    chosen = {name: getattr(stage, name) for name in COMPUTE}
     if opened is not None and stage.param_dtype is None and not stage.lora.rank:
-        chosen["param_dtype"] = "float32"
-    return dataclasses.replace(model, **{name: value for name, value in chosen.items() if value is not None}), opened
+        model = dataclasses.replace(model, param_dtype="float32")
+    return with_types(model, stage), opened
 
 
 def find_text(
-    stage: Stage, model: config.Model, opened: loading.Opened | None
+    stage: AnyStage, model: config.Model, opened: loading.Opened | None
 ) -> tuple[Tokenizer, Template, config.Text]:
     """Tokenizer and template: the stage's, and for each setting it leaves at its default that which the weights came with.
 
@@ -162,6 +285,7 @@ def held_out(stage: Stage) -> list[tuple[config.Source, sources.Rows]]:
     if not stage.eval.every:
         return []
     chosen = stage.eval.sources or tuple(s for s in stage.sources if s.weight > 0)
+    chosen = [s for s in chosen if not unmade(s)]
     return [(s, sources.load(s, held_out=not stage.eval.sources)) for s in chosen]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from r1jax.data import sft
 from r1jax.data.packing import pack_sequences
 from r1jax.losses.sums import denominator
+from r1jax.plan import spent
 from r1jax.stages.evaluation import hold_out
 from r1jax.stages.workspace import Workspace
 
@@ -32,6 +33,7 @@ def train(work: Workspace) -> None:
             work.state, metrics = work.trainer.update(work.state, work.trainer.put(batch), count, total)
             values = {name: float(value) for name, value in metrics.items()}
             work.display.advance(1, int((batch.segments > 0).sum()))
+        work.count({"update": spent.trained(work.model, [len(e.tokens) for e in examples], tokens)})
         cursor.round += 1
         work.write(work.step, values | work.data_metrics())
         end_of_step(work)

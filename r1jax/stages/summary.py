@@ -7,22 +7,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r1jax.config import Pipeline, Stage
+from r1jax.config import AnyStage, Pipeline
 from r1jax.observe import jsonl
 from r1jax.observe.curve import curve_png, curve_text
-from r1jax.observe.metrics import read_metrics, series
+from r1jax.observe.metrics import FILE, read_metrics, series
 from r1jax.observe.samples import print_sample
 
 
-def show(path: Path, settings: Stage | Pipeline) -> None:
+def show(path: Path, settings: AnyStage | Pipeline) -> None:
     """Prints the end of a run, and writes curve.png beside its metrics."""
     console = Console(highlight=False)
     stages = {n: path / n for n in settings.stages()} if isinstance(settings, Pipeline) else {path.name: path}
+    stages = {name: run for name, run in stages.items() if (run / FILE).exists()}  # --until leaves some out
     for name, run in stages.items():
         rows = read_metrics(run)
         if any("eval/pass@1" in row for row in rows):
             show_stage(console, name, run, rows)
-    last = list(stages.values())[-1]
+    last = list(stages.values())[-1] if stages else path
     hints = {
         "answer a prompt of yours": f"r1jax generate --model {path} --prompt '...'",
         "read where it goes wrong": f"r1jax samples {path} --where accuracy=0",

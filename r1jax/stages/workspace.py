@@ -25,6 +25,7 @@ from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.observe import compiling
 from r1jax.observe.display import Display
+from r1jax.observe.energy import Meter
 from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter
 from r1jax.observe.phases import Phase
@@ -112,6 +113,11 @@ class Workspace:
         self.seconds[phase.name] = self.seconds.get(phase.name, 0.0) + phase.seconds
         self.ledger.add(phase.name, phase.seconds, phase.tokens)
 
+    def count(self, flops: dict[str, float]) -> None:
+        """Adds the FLOPs of phases to the ledger."""
+        for name, n in flops.items():
+            self.ledger.add(name, flops=n)
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics, and one on the terminal."""
         values = {**values, **{f"time/{name}": s for name, s in self.seconds.items()}}
@@ -119,13 +125,15 @@ class Workspace:
         if self.metrics is not None:
             self.metrics.write(step, values)
         self.display.step(step, values)
+        if jax.process_index() == 0:
+            self.ledger.save()
 
     def save(self, score: float | None = None) -> None:
         with self.phase("save"):
             meta = {"cursor": dataclasses.asdict(self.cursor), "data": self.mixture.fingerprint}
             self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score)
-            if jax.process_index() == 0:
-                self.ledger.save()
+        if jax.process_index() == 0:
+            self.ledger.save(self.step)
 
     def export(self) -> None:
         """Writes RUN/exports/STEP."""
@@ -167,7 +175,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         stack.callback(checkpoints.close)
         latest = checkpoints.latest()
         if main and latest is None:
-            run.record(found.commits, found.digests, found.chosen)
+            run.record(found.commits, found.digests, found.chosen, found.inputs)
             loading.describe(run.path, model, found.text, tokenizer, found.opened and found.opened.origin)
         console = None if main else Console(file=io.StringIO())
         display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
@@ -202,8 +210,9 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
             samples = stack.enter_context(SamplesWriter(run.path, resumed_at=resumed_at))
         if latest is not None:
             display.note(f"going on from step {latest} of {run.path}")
-        ledger = Ledger(run.path, mesh.size)
-        terminating = stack.enter_context(_told_to_end())
+        meter = stack.enter_context(Meter()) if main else None
+        ledger = Ledger(run.path, mesh.size, resumed_at=latest, meter=meter)
+        terminating = stack.enter_context(told_to_end())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
             display, ledger, state, cursor, found.held_out, terminating, found.export,
@@ -247,7 +256,7 @@ def _out_of_memory(display: Display, found: Prepared) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
+def told_to_end() -> Iterator[threading.Event]:
     """An event that SIGTERM (pre-emption) and SIGHUP (the terminal was closed) set, instead of ending the process."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
