@@ -133,8 +133,8 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] | None =
 
     A run with the same config, but for the fields named in ``safe``, goes on with the new values of those. More steps than it
     finished with make it unfinished; whether it is finished is for the caller to look at. A stage that has saved nothing yet,
-    one that stopped over a mistake in its config for instance, takes any config. So does a pipeline, as long as it still has the
-    stages that it had, in their order: what becomes of a stage that changed is decided for each, see ``stages.decide``.
+    one that stopped over a mistake in its config for instance, takes any config. So does a pipeline, as long as it still has
+    the stages that it had, in their order: what becomes of a stage that changed is decided for each, see ``stages.decide``.
 
     Args:
       safe: top-level fields of a stage that may change; None is ``config.safe_to_change``.

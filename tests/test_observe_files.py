@@ -1,4 +1,4 @@
-"""Metrics, samples and the ledger on disk: what is written is read back, over kills and resumes."""
+"""Metrics and samples on disk: what is written is read back, over kills and resumes."""
 
 import json
 import math
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter, read_metrics, series
 from r1jax.observe.samples import SamplesWriter, show_samples
 
@@ -104,22 +103,6 @@ def test_missing_wandb_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"r1jax\[wandb\]") as error:
         MetricsWriter(tmp_path, wandb="zero")
     assert "\n" not in str(error.value)
-
-
-def test_the_ledger_adds_up_over_resumes(tmp_path):
-    ledger = Ledger(tmp_path, devices=8)
-    ledger.add("rollout", 2.0, 100)
-    ledger.add("rollout", 3.0, 50)
-    ledger.save()
-    again = Ledger(tmp_path, devices=4)
-    again.add("rollout", 1.0)
-    again.add("save", 0.5)
-    again.save()
-    assert json.loads((tmp_path / "ledger.json").read_text()) == {
-        "phases": {"rollout": {"seconds": 6.0, "tokens": 150}, "save": {"seconds": 0.5, "tokens": 0}},
-        "devices": 4,
-        "resumes": 1,
-    }
 
 
 def sample(accuracy, *, status="ok", source="arithmetic", length=10, completion="<answer>5</answer>"):

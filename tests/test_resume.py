@@ -140,12 +140,12 @@ def test_the_interrupted_run_is_the_uninterrupted_one(runs, whole, monkeypatch, 
     assert rows == tiny.samples(whole / "grpo")
 
 
-def test_another_config_is_refused_with_what_differs(runs, whole, monkeypatch, capsys):
+def test_a_dry_run_tells_what_becomes_of_each_stage_and_touches_nothing(runs, whole, monkeypatch, capsys):
     monkeypatch.chdir(runs.path)
     before = {p: p.read_bytes() for p in whole.rglob("*.json*")}
-    assert cli.main(["train", "small.py", "--run-dir", "whole", "--grpo.clip-high", "10", "--sft.seed", "7"]) == 2
-    error = capsys.readouterr().err
-    assert "grpo.clip_high was 0.2, now 10.0" in error and "sft.seed was 0, now 7" in error and error.count("\n") == 1
+    assert cli.main(["train", "small.py", "--run-dir", "whole", "--grpo.clip-high", "10", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "sft: keep, finished\ngrpo: rerun, clip_high was 0.2, now 10.0\n" in out and "grpo: 8 steps on" in out
     assert {p: p.read_bytes() for p in whole.rglob("*.json*")} == before
 
 

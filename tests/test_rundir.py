@@ -103,25 +103,44 @@ def refusal_with(path: Path, json_config: dict, safe: tuple[str, ...]) -> str:
     return str(error.value)
 
 
-def test_in_a_pipeline_the_safe_fields_are_those_of_the_stages(tmp_path):
+def test_a_pipeline_takes_any_config_that_has_the_stages_it_had(tmp_path):
+    """What becomes of a stage that changed is decided for each: tests/test_decide.py."""
     rundir.create("p", PIPELINE, tmp_path / "p").close()
     for stage in ("zero_sft", "grpo"):
         (tmp_path / "p" / stage / "checkpoints/3").mkdir(parents=True)
-    new = changed(changed(PIPELINE, "zero_sft.steps", 11), "grpo.eval.every", 3)
-    rundir.open_or_resume(tmp_path / "p", new).close()
-    assert "grpo.seed was 0, now 1" in refusal(tmp_path / "p", changed(new, "grpo.seed", 1))
-    assert "seed was null, now 1" in refusal(tmp_path / "p", changed(new, "seed", 1))
-    fewer = {k: v for k, v in new.items() if k != "grpo"}
-    assert "its stages are zero_sft, grpo, not zero_sft" in refusal(tmp_path / "p", fewer)
+    more = {**PIPELINE, "rl2": PIPELINE["grpo"]}
+    for new in (changed(changed(PIPELINE, "zero_sft.batch", 11), "grpo.seed", 3), more):
+        rundir.open_or_resume(tmp_path / "p", new).close()
+        assert json.loads((tmp_path / "p/config.json").read_text()) == new
+    assert "its stages are zero_sft, grpo, rl2, not zero_sft, grpo" in refusal(tmp_path / "p", PIPELINE)
+    assert json.loads((tmp_path / "p/config.json").read_text()) == more
+    single = PIPELINE["grpo"]
+    assert "not grpo" in refusal(tmp_path / "p", single)
 
 
-def test_a_stage_that_has_saved_nothing_takes_any_config(tmp_path):
-    rundir.create("p", PIPELINE, tmp_path / "p").close()
-    (tmp_path / "p/zero_sft/checkpoints/10").mkdir(parents=True)
-    new = changed(PIPELINE, "grpo.group", 4)
-    rundir.open_or_resume(tmp_path / "p", new).close()
-    assert json.loads((tmp_path / "p/config.json").read_text()) == new
-    assert "zero_sft.batch was 128, now 4" in refusal(tmp_path / "p", changed(new, "zero_sft.batch", 4))
+def test_a_stage_of_a_pipeline_is_as_strict_as_any(tmp_path):
+    path = tmp_path / "p/zero_sft"
+    rundir.create("p", PIPELINE["zero_sft"], path).close()
+    new = changed(PIPELINE["zero_sft"], "batch", 4)
+    rundir.open_or_resume(path, new).close()  # nothing is saved yet
+    (path / "checkpoints/10").mkdir(parents=True)
+    assert "batch was 4, now 128" in refusal(path, PIPELINE["zero_sft"])
+    rows = config.to_json(config.RejectionSampling(init="zero_sft"))
+    assert "is a run of another config: its stages are sft, not rejection_sampling" in refusal(path, rows)
+
+
+def test_a_stage_that_makes_rows_may_change_its_workers_alone_once_it_has_answers(tmp_path):
+    rows = config.to_json(config.RejectionSampling(init="zero_sft"))
+    rundir.create("r", rows, tmp_path / "r").close()
+    rundir.open_or_resume(tmp_path / "r", changed(rows, "samples", 2)).close()
+    rundir.open_or_resume(tmp_path / "r", rows).close()
+    assert rundir.last_saved(tmp_path / "r") == ""
+    (tmp_path / "r/samples.jsonl").write_text("{}\n")
+    assert "samples was 4, now 2" in refusal(tmp_path / "r", changed(rows, "samples", 2))
+    rundir.open_or_resume(tmp_path / "r", changed(rows, "workers.count", 5)).close()
+    assert rundir.last_saved(tmp_path / "r") == "its answers"
+    with pytest.raises(config.ConfigError, match="made rows, no model; they are in .*rows.jsonl"):
+        rundir.last_stage(tmp_path / "r")
 
 
 def test_a_finished_run_is_unfinished_by_more_steps_only(path):

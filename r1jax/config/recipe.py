@@ -163,7 +163,7 @@ class Bill:
     peak_tflops: float = 0.0
     """Of one device, for the utilisation; 0 leaves that out. An H800 has 989 in bfloat16."""
     counterparts: dict[str, Literal["R1-Zero", "SFT data creation", "R1"]] = field(default_factory=dict)
-    """Stage -> the part of R1's bill (arXiv 2501.12948v2, appendix B.4.4) that its hours are shown beside."""
+    """Stage -> the part of R1's bill (arXiv 2501.12948v2, appendix) that its hours are shown beside."""
 
     def __post_init__(self):
         if self.price_per_hour < 0 or self.peak_tflops < 0:

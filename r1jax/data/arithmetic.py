@@ -60,18 +60,19 @@ class _Train(Sequence):
         if not 0 <= index < self.size:
             raise IndexError(index)
         rng = random.Random(f"{self.seed}/{index}")
-        return _row(*_problem(rng, self.digits, test=False), rng, self.noise, self.forget_carry)
+        return _row(*problem(rng, self.digits, test=False), rng, self.noise, self.forget_carry)
 
 
 def _test(digits: int) -> list[dict]:
     rng = random.Random("test")
     problems: dict[tuple[int, int], None] = {}
     while len(problems) < TEST_ROWS:
-        problems[_problem(rng, digits, test=True)] = None
+        problems[problem(rng, digits, test=True)] = None
     return [_row(a, b, rng, 0.0, 0.0) for a, b in problems]
 
 
-def _problem(rng: random.Random, digits: int, test: bool) -> tuple[int, int]:
+def problem(rng: random.Random, digits: int, test: bool) -> tuple[int, int]:
+    """Two numbers of so many digits, of one side of the split."""
     low, high = 10 ** (digits - 1), 10**digits
     while True:
         a, b = (low + _below(rng, high - low) for _ in range(2))
@@ -80,6 +81,13 @@ def _problem(rng: random.Random, digits: int, test: bool) -> tuple[int, int]:
 
 
 def _row(a: int, b: int, rng: random.Random, noise: float, forget_carry: float) -> dict:
+    steps, answer = worked(a, b, rng, noise, forget_carry)
+    completion = f"<think>{' '.join(map(str, steps))}</think><answer>{answer}</answer>"
+    return {"prompt": f"{a}+{b}=", "answer": str(a + b), "completion": completion}
+
+
+def worked(a: int, b: int, rng: random.Random, noise: float, forget_carry: float) -> tuple[list[int], str]:
+    """The sums of the digits, 0 to 19 each, and the answer that they lead to, with the mistakes that ``rows`` describes."""
     steps, written, carry, total = [], "", 0, 0
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
         if carry and rng.random() < forget_carry:
@@ -87,12 +95,10 @@ def _row(a: int, b: int, rng: random.Random, noise: float, forget_carry: float) 
         total = int(x) + int(y) + carry
         if rng.random() < noise:
             total = (total + 1 + _below(rng, 19)) % 20
-        steps.append(str(total))
+        steps.append(total)
         written = str(total % 10) + written
         carry = total // 10
-    answer = str(total // 10 or "") + written
-    completion = f"<think>{' '.join(steps)}</think><answer>{answer}</answer>"
-    return {"prompt": f"{a}+{b}=", "answer": str(a + b), "completion": completion}
+    return steps, str(total // 10 or "") + written
 
 
 def _below(rng: random.Random, n: int) -> int:

@@ -113,7 +113,7 @@ def drawn(numbers: Iterable[int], most: int | None, seed: int, source: str) -> l
     if most is None or most >= len(numbers):
         return numbers
     rng = random.Random(f"{seed}/{source}")
-    order = sorted(((rng.random(), i) for i in range(len(numbers))))[:most]
+    order = sorted((rng.random(), i) for i in range(len(numbers)))[:most]
     return [numbers[i] for i in sorted(i for _, i in order)]
 
 

@@ -22,8 +22,8 @@ FILE = "ledger.json"
 AT_WORK = ("preflight", "rollout", "score", "update", "eval", "rewrite")
 """Phases in which the devices compute. In all others, and between them, they are idle."""
 PUBLISHED = {"R1-Zero": (101_000, 202_000), "SFT data creation": (5_000, 10_000), "R1": (41_000, 82_000)}
-"""H800 hours and dollars at 2 an hour (arXiv 2501.12948v2, appendix B.4.4); in all 147K hours, $294K. Ablations, failed runs and
-the base model's own training are in none of them."""
+"""H800 hours and dollars at 2 an hour (arXiv 2501.12948v2, appendix); in all 147K hours, $294K. Failed runs and the base
+model's own training are in none of them."""
 _MARKS = 8
 
 
@@ -34,8 +34,8 @@ class Ledger:
          "seconds": 14.0, "redone_seconds": 0.0, "devices": 8, "resumes": 1, "joules": {"gpu": 5000.0}, "saved": {"20": 13.9}}
 
     ``seconds`` is the time that the run held its devices. Work that a resume threw away stays in the sums, for it was paid for;
-    ``redone_seconds`` is how long it took, as far as it was written down before the end. ``saved`` is the run's time at its last
-    saves, by step.
+    ``redone_seconds`` is how long it took, as far as it was written down before the end. ``saved`` is the run's time at its
+    last saves, by step.
 
     Args:
       path: the run directory. A ledger found there is continued, and ``resumes`` grows by one.
@@ -83,7 +83,8 @@ class Ledger:
           step: of a checkpoint that was made now.
         """
         if step is not None:
-            self._saved = dict([*((k, v) for k, v in self._saved.items() if k != str(step)), (str(step), self.seconds)][-_MARKS:])
+            earlier = [(k, v) for k, v in self._saved.items() if k != str(step)]
+            self._saved = dict([*earlier, (str(step), self.seconds)][-_MARKS:])
         told = {
             "phases": self.phases, "seconds": self.seconds, "redone_seconds": self.redone, "devices": self.devices,
             "resumes": self.resumes, "saved": self._saved,
@@ -164,17 +165,15 @@ def show(run: Path, stages: Sequence[str], bill: Bill, console: Console | None =
     part.write_text(json.dumps(told, indent=1) + "\n")
     os.replace(part, run / FILE)
     console = console or Console(highlight=False)
-    rows = {name: stage for name, stage in told["stages"].items()}
+    rows = dict(told["stages"])
     if told["put_aside"]:
         rows["put aside"] = told["put_aside"]
     rows["total"] = told["total"]
     columns = {
-        "device-hours": lambda r: f"{r.get('device_hours', 0):.3g}",
+        "hours": lambda r: f"{r.get('device_hours', 0):.3g}",
         "most of it": _most,
-        "sampled": lambda r: number(r["tokens_sampled"]) if "tokens_sampled" in r else "",
-        "/s": lambda r: number(r["tokens_per_s_sampled"]) if "tokens_sampled" in r else "",
-        "trained": lambda r: number(r["tokens_trained"]) if "tokens_trained" in r else "",
-        "/s ": lambda r: number(r["tokens_per_s_trained"]) if "tokens_trained" in r else "",
+        "sampled/s": lambda r: number(r["tokens_per_s_sampled"]) if "tokens_sampled" in r else "",
+        "trained/s": lambda r: number(r["tokens_per_s_trained"]) if "tokens_trained" in r else "",
         "FLOPs": lambda r: f"{r.get('flops', 0):.2g}",
         "of peak": lambda r: f"{r['utilisation']:.1%}" if "utilisation" in r else "",
         "idle": lambda r: f"{r['idle_share']:.0%}" if "idle_share" in r else "",
@@ -184,10 +183,10 @@ def show(run: Path, stages: Sequence[str], bill: Bill, console: Console | None =
     }
     cells = {name: [make(row) for make in columns.values()] for name, row in rows.items()}
     filled = [i for i in range(len(columns)) if any(row[i] for row in cells.values())]
-    table = Table(title="what it cost", title_justify="left")
-    table.add_column("")
+    table = Table(title="what it cost (tokens per second of the phase that makes them)", title_justify="left")
+    table.add_column("", no_wrap=True)
     for i in filled:
-        table.add_column(list(columns)[i].strip(), justify="right")
+        table.add_column(list(columns)[i], justify="right", no_wrap=True)
     for name, row in cells.items():
         table.add_row(name, *(row[i] for i in filled), end_section=name == list(told["stages"])[-1])
     console.print(table)
@@ -205,10 +204,11 @@ def show(run: Path, stages: Sequence[str], bill: Bill, console: Console | None =
 
 
 def _most(row: dict) -> str:
-    """The phases that took the largest parts of a stage."""
-    phases = sorted(row.get("phases", {}).items(), key=lambda item: -item[1]["device_hours"])[:3]
-    hours = row.get("device_hours", 0)
-    return ", ".join(f"{name} {phase['device_hours'] / hours:.0%}" for name, phase in phases) if hours else ""
+    """The phase that took the largest part of a stage."""
+    if not row.get("phases") or not row["device_hours"]:
+        return ""
+    name, phase = max(row["phases"].items(), key=lambda item: item[1]["device_hours"])
+    return f"{name} {phase['device_hours'] / row['device_hours']:.0%}"
 
 
 def _read(stage: Path, bill: Bill) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What becomes of each stage of a pipeline: kept as it is, gone on with, run, or run anew.
 
-It is read off the run directory each time, so it does not matter where an earlier attempt was killed. A stage is run anew if its
-config changed in a field that a resumed run may not change, if what it began with is made anew or is no longer what it began
-with, or if ``--from`` names it.
+It is read off the run directory each time, so it does not matter where an earlier attempt was killed. A stage is run anew if
+its config changed in a field that a resumed run may not change, if what it began with is made anew or is no longer what it
+began with, or if ``--from`` names it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def decide(
         if i > end:
             found[name] = Decision("leave", f"after --until {last}")
         elif i < begin:
-            found[name] = Decision("keep", f"before --from {first}") if finished else Decision("leave", f"before --from {first}")
+            found[name] = Decision("keep" if finished else "leave", f"before --from {first}")
         else:
             if missing := [n for n in inputs[name] if found[n].do == "leave"]:
                 raise config.ConfigError(f"{name} needs {missing[0]}, which is before --from {first} and is not finished")

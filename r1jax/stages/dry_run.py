@@ -66,7 +66,8 @@ def show(console: Console, title: str, found: Prepared) -> None:
 def show_rows(console: Console, title: str, found: PreparedRows) -> None:
     """Of a stage that makes rows."""
     stage = found.stage
-    console.print(f"{title}: {stage.init} answers on {sharding.describe(found.mesh)}, {found.memory.need / 2**30:.2f} GiB a device")
+    need = f"{found.memory.need / 2**30:.2f} GiB a device"
+    console.print(f"{title}: {stage.init} answers on {sharding.describe(found.mesh)}, {need}")
     if found.prompts is None or found.joined is None:
         console.print(f"{title}: its rows are not made yet, so that none is shown")
         return

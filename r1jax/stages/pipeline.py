@@ -124,8 +124,7 @@ def agree(pipeline: Pipeline, run: Path | None, first: str | None, last: str | N
 
 
 def make_way(decisions: Mapping[str, Decision], run: RunDir, first: str | None) -> None:
-    """Says what is run anew, and puts aside what was there. All of it before anything is trained, so that at no time a stage lies
-    beside one that it did not begin with."""
+    """Says what is run anew, and puts aside what was there: all of it before anything is trained."""
     for name, decision in decisions.items():
         if decision.do == "rerun" and jax.process_index() == 0:
             line = decision.line(name)

@@ -8,8 +8,8 @@ R1's cold start and its rejection sampling are this stage with other settings. I
     statistics.json    how many were dropped for which reason, per source
 
 Every process takes the same decisions, the first one writes. A batch of prompts counts once its line of ``metrics.jsonl`` is
-whole; what a kill left behind it is dropped and sampled again, to the same answers. All after the sampling is a function of what
-was sampled.
+whole; what a kill left behind it is dropped and sampled again, to the same answers. All after the sampling is a function of
+what was sampled.
 """
 
 from __future__ import annotations
@@ -247,8 +247,12 @@ def stop_if_scores_fail(scores: list[dict], most: float) -> None:
 
 
 def choose(work: Making) -> int:
-    """Writes the rows that are kept, but for a rewriting, to chosen.jsonl and what was left out of the right and readable ones to
-    report.jsonl. Returns how many there are."""
+    """Writes the rows that are kept, but for a rewriting, to chosen.jsonl and which of the right and readable ones are not to
+    report.jsonl. Returns how many are kept.
+
+    Raises:
+      GuardStop: none.
+    """
     count = 0
     if work.main:
         with work.phase("select"):
@@ -260,7 +264,8 @@ def choose(work: Making) -> int:
                     count += 1
     if not (count := from_first(count)):
         raise GuardStop(
-            f"none of the answers was kept ({work.run.samples} says why of each); lower what keep and readable ask, or sample more"
+            f"none of the answers was kept ({work.run.samples} says why of each); lower what keep and readable ask, or sample "
+            "more"
         )
     return count
 
@@ -299,8 +304,8 @@ def _report(file: Any, row: dict, rule: str, why: str) -> None:
 
 
 def rewrite(work: Making, count: int) -> int:
-    """Writes each chosen row again. What is still right and readable stands in rewritten.jsonl, with ``dropped`` '' ; returns how
-    many rows were looked at."""
+    """Writes each chosen row again, to rewritten.jsonl, with ``dropped`` and ``why`` where what came is not kept. Returns how
+    many there are."""
     stage, path = work.found.stage, work.run.path
     file = path / "rewritten.jsonl"
     lines = selection.whole_lines(file) if work.main else []
