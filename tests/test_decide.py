@@ -161,6 +161,10 @@ def test_stages_that_are_not_there(run, flags, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (
+            {"dev": tiny.sft(sources=(tiny.made("cold"),), eval=config.Eval(every=1))},
+            "dev: stage:cold holds nothing out; name eval.sources",
+        ),
         ({"dev": tiny.sft(sources=(tiny.made("rl"),))}, "source 'made' is 'rl', which is no stage before it; there are: cold"),
         ({"dev": tiny.sft(sources=(tiny.made("zero"),))}, "dev: source 'made' is 'zero', which makes a model, no rows"),
         ({"rl": tiny.grpo(init="cold", model=None)}, "rl: init is 'cold', which makes rows, no model"),

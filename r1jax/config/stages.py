@@ -239,6 +239,13 @@ class Pipeline:
             if isinstance(stage, RejectionSampling) and not stage.rewrite.url:
                 wanted.append(("rewrite.model", stage.rewrite.model.partition("@")[0], False))
             wanted += [(f"source {s.name!r}", p.removeprefix(ROWS_OF), True) for s, p in rows_of_stages(stage)]
+            if isinstance(stage, Stage) and stage.eval.every and not stage.eval.sources:
+                for s, path in rows_of_stages(stage):
+                    if s.weight > 0 and not s.options.get("test_share"):
+                        raise ConfigError(
+                            f"{name}: {path} holds nothing out; name eval.sources, set the source's option test_share, or set "
+                            "eval.every to 0"
+                        )
             for where, other, rows in wanted:
                 if (rows and other not in found) or (other in stages and other not in found):
                     known = ", ".join(n for n in found if isinstance(stages[n], RejectionSampling) == rows) or "none"

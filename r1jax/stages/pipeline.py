@@ -165,7 +165,8 @@ def given(
     rows."""
     made = {name: rundir.rows_of(path) for name, path in done.items() if rundir.rows_of(path).exists()}
     models = {name: loading.open_model(str(path)) for name, path in done.items() if name in inputs and name not in made}
-    if (found.prompts if isinstance(found, PreparedRows) else found.mixture) is None or made.keys() & set(inputs):
+    waits = None in (found.prompts, found.joined) if isinstance(found, PreparedRows) else found.mixture is None
+    if waits:
         found = prepare_any(stage, models, run if rundir.has_saved(run) else None, made)
     elif models and not rundir.has_checkpoint(run):
         opened = open_input(stage.init, models) if stage.init.partition("@")[0] in models else found.opened

@@ -40,7 +40,7 @@ class Prepared:
     template: Template
     text: config.Text
     mixture: Mixture | None
-    """None while rows that an earlier stage of the pipeline makes are not there."""
+    """None while rows that an earlier stage of the pipeline makes, here or for the evaluation, are not there."""
     held_out: list[dict]
     memory: memory.Memory
     export: hugging_face.Plan | None
@@ -153,7 +153,8 @@ def prepare(
         found, template, text = find_text(stage, model, opened)
     stage.engine.check(model)
     loaded = [(s, sources.load(s)) for s in stage.sources if not unmade(s)]
-    mixture = None if any(map(unmade, stage.sources)) else Mixture(loaded, stage.seed)
+    waits = any(map(unmade, (*stage.sources, *stage.eval.sources)))
+    mixture = None if waits else Mixture(loaded, stage.seed)
     evaluated = held_out(stage)
     rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
     chosen = {}

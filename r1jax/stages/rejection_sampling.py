@@ -60,11 +60,16 @@ def make(found: PreparedRows, run: RunDir, title: str) -> None:
     with open_making(found, run, title) as work:
         sample_all(work)
         chosen = choose(work)
-        kept = rewrite(work, chosen) if found.stage.rewrite.model else chosen
+        stop_if_none_is_kept(work, chosen)
+        if found.stage.rewrite.model:
+            rewrite(work, chosen)
+        count = 0
         if work.main:
             with work.phase("select"):
-                write_rows(work, kept)
+                count = write_rows(work)
             work.ledger.save(work.batches)
+        stop_if_none_is_kept(work, from_first(count))
+        if work.main:
             run.finish(work.batches)
     from_first(None)  # the next stage reads what was written
 
@@ -249,9 +254,6 @@ def stop_if_scores_fail(scores: list[dict], most: float) -> None:
 def choose(work: Making) -> int:
     """Writes the rows that are kept, but for a rewriting, to chosen.jsonl and which of the right and readable ones are not to
     report.jsonl. Returns how many are kept.
-
-    Raises:
-      GuardStop: none.
     """
     count = 0
     if work.main:
@@ -262,12 +264,15 @@ def choose(work: Making) -> int:
                 for row in selection.choose(stage, partial(candidates, work, step), partial(_report, report)):
                     output.write_row(file, row)
                     count += 1
-    if not (count := from_first(count)):
+    return from_first(count)
+
+
+def stop_if_none_is_kept(work: Making, count: int) -> None:
+    if not count:
         raise GuardStop(
-            f"none of the answers was kept ({work.run.samples} says why of each); lower what keep and readable ask, or sample "
-            "more"
+            f"none of the answers was kept ({work.run.samples} says why of each, in 'dropped'); lower what keep and readable "
+            "ask, or sample more"
         )
-    return count
 
 
 def candidates(work: Making, step: int | None) -> Iterator[dict]:
@@ -303,9 +308,9 @@ def _report(file: Any, row: dict, rule: str, why: str) -> None:
 # -- Rewriting
 
 
-def rewrite(work: Making, count: int) -> int:
-    """Writes each chosen row again, to rewritten.jsonl, with ``dropped`` and ``why`` where what came is not kept. Returns how
-    many there are."""
+def rewrite(work: Making, count: int) -> None:
+    """Writes each of the ``count`` chosen rows again, to rewritten.jsonl, with ``dropped`` and ``why`` where what came is not
+    kept."""
     stage, path = work.found.stage, work.run.path
     file = path / "rewritten.jsonl"
     lines = selection.whole_lines(file) if work.main else []
@@ -313,7 +318,7 @@ def rewrite(work: Making, count: int) -> int:
     if work.main:
         file.write_bytes(b"".join(lines[:done]))
     if done == count:
-        return count
+        return
     write_again = rewriter(work.found)
     with contextlib.ExitStack() as stack:
         chosen = itertools.islice(jsonl.read(path / "chosen.jsonl"), done, None) if work.main else None
@@ -337,7 +342,6 @@ def rewrite(work: Making, count: int) -> int:
             done += len(rows)
             if from_first(work.terminating.is_set()):
                 raise Preempted(f"told to end: saved {done} of {count} rewritten answers of {path}")
-    return count
 
 
 def scored_again(work: Making, rows: list[dict], turns: list[str | None]) -> list[Dropped | None]:
@@ -362,8 +366,8 @@ def scored_again(work: Making, rows: list[dict], turns: list[str | None]) -> lis
 # -- What is written
 
 
-def write_rows(work: Making, count: int) -> None:
-    """rows.jsonl, the joined rows behind the kept ones, and statistics.json."""
+def write_rows(work: Making) -> int:
+    """Writes rows.jsonl, the joined rows behind the kept ones, and statistics.json. Returns how many answers were kept."""
     stage, path = work.found.stage, work.run.path
     counts = counted(work)
     joined: dict[str, int] = {}
@@ -390,6 +394,7 @@ def write_rows(work: Making, count: int) -> None:
     dropped = ", ".join(f"{reason} {n:,}" for reason, n in told["dropped"].items()) or "none"
     work.display.note(f"{told['kept']:,} of {told['answers']:,} answers kept; dropped: {dropped}")
     work.display.note(f"{told['rows']:,} rows in {rundir.rows_of(path)}")
+    return told["kept"]
 
 
 def final_rows(work: Making, counts: Counts) -> Iterator[dict]:
