@@ -126,6 +126,8 @@ def test_options_of_a_pipeline_name_the_stage(folder):
 def test_the_commands_own_options_are_kept_apart(folder):
     name, config, command = cli.parse_train(["configs/zero.py", "--run-dir", "runs/a", "--steps", "3", "--dry-run"])
     assert (name, command.run_dir, command.dry_run, config.steps) == ("zero", "runs/a", True, 3)
+    _, _, command = cli.parse_train(["configs/two.py", "--from", "grpo", "--until=grpo"])
+    assert (command.from_, command.until) == ("grpo", "grpo")
 
 
 ONE_LINE = {
@@ -135,6 +137,7 @@ ONE_LINE = {
     "train zero --optimiser.lr 1": "no option --optimiser.lr; did you mean --optimizer.lr",
     "train zero --lr=1": "no option --lr; did you mean --optimizer.lr?",
     "train zero --dryrun": "no option --dryrun; did you mean --dry-run",
+    "train two --form grpo": "did you mean --from",
     "train zero --model None": "no option --model; did you mean --model.vocab-size",
     "train zero --model.d-modle 3": "did you mean --model.d-model",
     "train zero --log.wandb.project x": "--log.wandb is None; give it a value in the config's file",

@@ -3,6 +3,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from r1jax.config import ConfigError, Source, Text
+from r1jax.data.readable import in_r1_style
 from r1jax.data.sft import encode, take
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
@@ -28,6 +29,16 @@ def test_the_prefill_is_the_prompts():
     assert BYTES.decode(example.tokens[example.trained]) == "so</think>ok<|end|>"
     with pytest.raises(ConfigError, match="lacks the prefill"):
         encode({"prompt": "hi", "completion": "ok"}, template, BYTES)
+
+
+def test_a_sampled_answer_is_trained_behind_the_prefill_of_r1s_template():
+    """One of R1-Zero's form in R1's style, and one that was sampled behind the prefill: thought and answer are trained on."""
+    template = Template(Text(template="r1"), BYTES)
+    prefill = template.render("hi").prefill
+    for completion in (in_r1_style("<think> so\n\nand so </think> <answer> ok </answer>"), prefill + "so\n\nand so\n</think>\n\nok"):
+        example = encode({"prompt": "hi", "completion": completion}, template, BYTES)
+        assert BYTES.decode(example.tokens[~example.trained]) == "<｜User｜>hi<｜Assistant｜><think>\n"
+        assert BYTES.decode(example.tokens[example.trained]) == "so\n\nand so\n</think>\n\nok<|end|>"
 
 
 THOUGHTLESS = (

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -279,6 +280,31 @@ def test_a_run_that_was_killed_at_random_is_the_undisturbed_one(runs, whole):
 def test_ten_random_kills(runs, whole, seed):
     killed_at_random(runs, f"killed{seed}", kills=10, seed=seed)
     same(runs.path / f"killed{seed}", whole)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_decisions_of_one(runs, whole):
+    """The stage of rows on two devices, of one process and of two."""
+    (runs.path / "both.py").write_text(
+        "import tiny\nfrom r1jax.config import Mesh\n\n\n"
+        "def config():\n    return tiny.rejection(init='whole/zero', mesh=Mesh(fsdp=2))\n"
+    )
+    command = [sys.executable, "-m", "r1jax", "train", "both.py", "--run-dir"]
+    one = runs.env | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([*command, "one"], cwd=runs.path, env=one, check=True, timeout=LONG)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = runs.env | {"R1JAX_COORDINATOR": f"127.0.0.1:{port}", "R1JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen([*command, "two"], cwd=runs.path, env=env | {"R1JAX_PROCESS_ID": str(i)}) for i in range(2)
+    ]
+    try:
+        assert [p.wait(timeout=LONG) for p in processes] == [0, 0]
+    finally:
+        for p in processes:
+            p.kill()
+    assert all((runs.path / "two" / file).read_bytes() == (runs.path / "one" / file).read_bytes() for file in MADE)
 
 
 def test_put_aside_directories_are_no_stages(whole):
