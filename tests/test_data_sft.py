@@ -35,7 +35,8 @@ def test_a_sampled_answer_is_trained_behind_the_prefill_of_r1s_template():
     """One of R1-Zero's form in R1's style, and one that was sampled behind the prefill: thought and answer are trained on."""
     template = Template(Text(template="r1"), BYTES)
     prefill = template.render("hi").prefill
-    for completion in (in_r1_style("<think> so\n\nand so </think> <answer> ok </answer>"), prefill + "so\n\nand so\n</think>\n\nok"):
+    zero = in_r1_style("<think> so\n\nand so </think> <answer> ok </answer>")
+    for completion in (zero, f"{prefill}so\n\nand so\n</think>\n\nok"):
         example = encode({"prompt": "hi", "completion": completion}, template, BYTES)
         assert BYTES.decode(example.tokens[~example.trained]) == "<｜User｜>hi<｜Assistant｜><think>\n"
         assert BYTES.decode(example.tokens[example.trained]) == "so\n\nand so\n</think>\n\nok<|end|>"

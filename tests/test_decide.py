@@ -118,6 +118,12 @@ def test_what_a_stage_began_with_is_told_by_content(run):
     assert doing(run) == KEPT
 
 
+def test_what_a_finished_stage_made_may_be_deleted(run):
+    shutil.rmtree(run / "zero/checkpoints")
+    assert doing(run) == KEPT
+    assert doing(run, with_stage("zero", seed=4))["zero"] == "rerun"
+
+
 def test_from_uses_what_is_before_it_as_it_is_and_runs_itself_anew(run):
     changed = with_stage("zero", clip_high=10.0)
     rerun = KEPT | {"dev": "rerun", "rl": "rerun"}

@@ -176,12 +176,12 @@ def test_samples_of_a_resumed_run_are_cut_back(run):
 
 def test_a_pipeline_shows_its_stages_in_their_order(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"seed": None, "warmup": {}, "grpo": {}}))
-    for stage in ("grpo", "warmup"):
+    for stage in ("grpo", "warmup", "grpo.1"):
         with SamplesWriter(tmp_path / stage) as writer:
             writer.write(1, [sample(1.0, completion=f"by-{stage}")])
     text = shown(tmp_path, where=(), last=1, follow=False)
     assert text.index("by-warmup") < text.index("by-grpo")
-    assert "warmup  step 1" in text
+    assert "warmup  step 1" in text and "grpo.1" not in text
 
 
 def test_a_folder_of_runs_names_the_newest(tmp_path):

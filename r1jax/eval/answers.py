@@ -180,7 +180,12 @@ class Scoring:
 
 def from_first(value: Any) -> Any:
     """Process 0's JSON value, in every process."""
-    return json.loads(json.dumps(value)) if jax.process_count() == 1 else _gather(value)[0]
+    return from_all(value)[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every process's JSON value, in every process."""
+    return [json.loads(json.dumps(value))] if jax.process_count() == 1 else _gather(value)
 
 
 def _gather(value: Any) -> list[Any]:

@@ -1,7 +1,8 @@
 """Sampled answers with their rewards: ``samples.jsonl``, and the viewer behind ``r1jax samples``.
 
 A row is ``{"step", "prompt_id", "sample", "source", "prompt", "completion", "answer", "rewards": {name: {"value", "status",
-"why"}}, "reward": float, "advantage": float, "finish": str, "length": int}``.
+"why"}}, "reward": float, "advantage": float, "finish": str, "length": int}``; of a stage that makes
+rows also ``dropped``, the rule that an answer broke ('' where it was kept), and ``why``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from r1jax.observe import jsonl
 from r1jax.observe.text import number, printable
 
 FILE = "samples.jsonl"
-FIELDS = ("step", "prompt_id", "sample", "source", "answer", "reward", "advantage", "finish", "length")
+FIELDS = ("step", "prompt_id", "sample", "source", "answer", "reward", "advantage", "finish", "length", "dropped")
 """Fields of a row that ``--where`` compares, beside rewards by name and ``NAME.status``."""
 NAMED = 5
 """Runs that a complaint names at most."""
@@ -206,8 +207,9 @@ def _files(run: Path) -> dict[str, Path]:
         return {"": run / FILE}
     found = {path.parent.name: path for path in run.glob(f"*/{FILE}")}
     config = run / "config.json"
-    order = list(json.loads(config.read_text())) if config.exists() else []
-    return {name: found[name] for name in sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))}
+    # Of a pipeline its stages alone: what was put aside lies beside them.
+    order = list(json.loads(config.read_text())) if config.exists() else sorted(found)
+    return {name: found[name] for name in order if name in found}
 
 
 def _as_float(value: Any) -> float | None:

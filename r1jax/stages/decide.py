@@ -54,8 +54,10 @@ def decide(
     asked = first is not None and (run is None or first != asked_for(run))
     found: dict[str, Decision] = {}
     for i, (name, stage) in enumerate(stages.items()):
-        place = None if run is None or not rundir.has_saved(run / name) else run / name
+        place = run / name if run is not None else None
+        # Of a finished stage, what it made may have been deleted for the room that it took.
         finished = place is not None and RunDir(place, {}).is_finished(steps(stage))
+        place = place if finished or (place is not None and rundir.has_saved(place)) else None
         if i > end:
             found[name] = Decision("leave", f"after --until {last}")
         elif i < begin:
@@ -73,7 +75,7 @@ def decide(
             elif finished:
                 found[name] = Decision("keep", "finished")
             else:
-                found[name] = Decision("go on", rundir.last_saved(place))
+                found[name] = Decision("go on", f"from {rundir.last_saved(place)}")
     return found
 
 
@@ -89,7 +91,7 @@ def stale(
         return f"it begins with what {' and '.join(made_anew)} will make"
     began_with = rundir.inputs(run / name)
     now = {n: rundir.identity(run / n) for n in inputs}
-    others = [n for n in inputs if began_with.get(n, now[n]) != now[n]]
+    others = [n for n in inputs if now[n] and began_with.get(n, now[n]) != now[n]]
     return f"{' and '.join(others)} is no longer what it began with" if others else ""
 
 

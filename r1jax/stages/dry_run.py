@@ -41,7 +41,7 @@ def dry_run(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for title, decision in (decisions or {}).items():
         console.print(decision.line(title))
-    for title, found in prepare_all(settings, name, run, decisions).items():
+    for title, found in prepare_all(settings, name, run if decisions else None, decisions).items():
         (show_rows if isinstance(found, PreparedRows) else show)(console, title, found)
     console.print(f"{name}: dry run only, nothing was written")
     return 0

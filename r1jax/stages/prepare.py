@@ -95,6 +95,7 @@ def prepare_all(
     planned: dict[str, loading.Opened] = {}
     made: dict[str, Path] = {}
     found: dict[str, Prepared | PreparedRows] = {}
+    wanted = {n for title, names in settings.inputs().items() if decisions[title].do not in ("keep", "leave") for n in names}
     for title, stage in settings.stages().items():
         do = decisions[title].do
         if do == "leave":
@@ -103,7 +104,7 @@ def prepare_all(
         if do == "keep":
             if makes_rows:
                 made[title] = rundir.rows_of(run / title)
-            else:
+            elif title in wanted:
                 planned[title] = loading.open_model(str(run / title))
             continue
         p = found[title] = prepare_any(stage, planned, run / title if do == "go on" else None, made)

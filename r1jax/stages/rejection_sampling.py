@@ -32,7 +32,7 @@ from r1jax.config.base import GuardStop
 from r1jax.data import output, selection
 from r1jax.data.selection import Counts, Dropped
 from r1jax.eval import answers as asking
-from r1jax.eval.answers import Answers, Question, from_first
+from r1jax.eval.answers import Answers, Question, from_all, from_first
 from r1jax.observe import compiling, jsonl
 from r1jax.observe.display import Display
 from r1jax.observe.energy import Meter
@@ -171,8 +171,7 @@ def sample_all(work: Making) -> None:
                 metrics.write(work.done, values)
                 work.ledger.save(work.done)
             work.display.step(work.done, values)
-            told = from_first(work.terminating.is_set())
-            if told:
+            if any(from_all(work.terminating.is_set())):
                 raise Preempted(f"told to end: saved {work.done} of {work.batches} batches of {work.run.path}")
 
 
@@ -340,7 +339,7 @@ def rewrite(work: Making, count: int) -> None:
                 out.flush()
                 work.ledger.save()
             done += len(rows)
-            if from_first(work.terminating.is_set()):
+            if any(from_all(work.terminating.is_set())):
                 raise Preempted(f"told to end: saved {done} of {count} rewritten answers of {path}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r1jax.config import AnyStage, Pipeline
+from r1jax.config import AnyStage, Pipeline, RejectionSampling
 from r1jax.observe import jsonl
 from r1jax.observe.curve import curve_png, curve_text
 from r1jax.observe.metrics import FILE, read_metrics, series
@@ -29,6 +29,8 @@ def show(path: Path, settings: AnyStage | Pipeline) -> None:
         "read where it goes wrong": f"r1jax samples {path} --where accuracy=0",
         "see every metric over the steps (pip install tensorboard)": f"tensorboard --logdir {last}",
     }
+    if isinstance(settings, RejectionSampling):
+        hints = {"read what was dropped, and why": f"r1jax samples {path} --where dropped=unreadable"}
     console.print(f"\nThe run is in {path}. Try next:", markup=False, soft_wrap=True)
     for purpose, command in hints.items():
         console.print(f"  {purpose}:\n    {command}", markup=False, soft_wrap=True)
