@@ -130,7 +130,7 @@ def test_the_bill_of_a_pipeline(tmp_path):
     }
     assert "R1" not in told["published"]
     said = out.getvalue()
-    assert "R1-Zero: 4 device-hours here, $8.00; published 101,000 H800 hours, $202,000" in said
+    assert "R1-Zero: 4.000 device-hours here, $8.00; published 101,000 H800 hours, $202,000" in said
     assert "R1 in all: published 147,000 H800 hours, $294,000" in said
     assert "rollout 50%" in said and "put aside" in said and "25%" in said
 

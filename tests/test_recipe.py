@@ -59,7 +59,7 @@ class Runs:
         """Runs to the end, and returns what was printed."""
         at = (self.path / f"{run}.log").stat().st_size if (self.path / f"{run}.log").exists() else 0
         code = self.start(run, *more).wait(LONG)
-        said = (self.path / f"{run}.log").read_text()[at:]
+        said = (self.path / f"{run}.log").read_bytes()[at:].decode()
         assert code == 0, said
         return said
 

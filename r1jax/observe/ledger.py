@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -170,20 +171,21 @@ def show(run: Path, stages: Sequence[str], bill: Bill, console: Console | None =
         rows["put aside"] = told["put_aside"]
     rows["total"] = told["total"]
     columns = {
-        "hours": lambda r: f"{r.get('device_hours', 0):.3g}",
+        "hours": lambda r: _hours(r.get("device_hours", 0)),
         "most of it": _most,
         "sampled/s": lambda r: number(r["tokens_per_s_sampled"]) if "tokens_sampled" in r else "",
         "trained/s": lambda r: number(r["tokens_per_s_trained"]) if "tokens_trained" in r else "",
-        "FLOPs": lambda r: f"{r.get('flops', 0):.2g}",
+        "FLOPs": lambda r: f"{r.get('flops', 0):.1e}".replace("e+", "e"),
         "of peak": lambda r: f"{r['utilisation']:.1%}" if "utilisation" in r else "",
         "idle": lambda r: f"{r['idle_share']:.0%}" if "idle_share" in r else "",
-        "redone": lambda r: f"{r['redone_hours']:.2g} h" if r.get("redone_hours") else "",
+        "redone": lambda r: f"{r['redone_hours'] / r['device_hours']:.0%}" if r.get("redone_hours") else "",
         "kWh": lambda r: f"{r['kwh']:.3g}" if "kwh" in r else "",
         "$": lambda r: f"{r['dollars']:,.2f}" if "dollars" in r else "",
     }
     cells = {name: [make(row) for make in columns.values()] for name, row in rows.items()}
     filled = [i for i in range(len(columns)) if any(row[i] for row in cells.values())]
-    table = Table(title="what it cost (tokens per second of the phase that makes them)", title_justify="left")
+    title = "what it cost (tokens per second of the phase that makes them)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for i in filled:
         table.add_column(list(columns)[i], justify="right", no_wrap=True)
@@ -194,13 +196,17 @@ def show(run: Path, stages: Sequence[str], bill: Bill, console: Console | None =
         ours, theirs = figures["ours"], figures["published"]
         money = f", ${ours['dollars']:,.2f}" if "dollars" in ours else ""
         console.print(
-            f"{part}: {ours['device_hours']:.3g} device-hours here{money}; published {theirs['device_hours']:,} H800 hours, "
-            f"${theirs['dollars']:,}",
+            f"{part}: {_hours(ours['device_hours'])} device-hours here{money}; "
+            f"published {theirs['device_hours']:,} H800 hours, ${theirs['dollars']:,}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     if told["published"]:
         hours, dollars = (sum(column) for column in zip(*PUBLISHED.values(), strict=True))
         console.print(f"R1 in all: published {hours:,} H800 hours, ${dollars:,}", markup=False)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 1 else number(hours)
 
 
 def _most(row: dict) -> str:
