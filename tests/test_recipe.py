@@ -250,7 +250,7 @@ def killed_at_random(runs: Runs, name: str, kills: int, seed: int) -> None:
     left = kills
     while True:
         process = runs.start(name)
-        patience = rng.randint(1, 12) if left else 10**9
+        patience = rng.randint(1, 30) if left else 10**9
         seen, last = 0, changes(runs.path / name)
         began = time.monotonic()
         while process.poll() is None and seen < patience:

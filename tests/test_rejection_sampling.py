@@ -66,7 +66,7 @@ def test_what_an_endpoint_writes_again_must_still_be_right_and_readable(model, t
     """It rewrites most, refuses one, and gives one that is wrong, one that cannot be read."""
     (tmp_path / "template.txt").write_text("{question}|{thought}|{answer}|{language}")
     (tmp_path / "judging.py").write_text("def right(prompt, completion, row):\n    return float('wrong' not in completion)\n")
-    source = dataclasses.replace(tiny.source(), limit=8, rewards={f"{tmp_path}/judging.py:right": 1.0})
+    source = dataclasses.replace(tiny.source(), limit=32, rewards={f"{tmp_path}/judging.py:right": 1.0})
     rewrite = config.Rewrite(
         model="v3", url=server.url, template=str(tmp_path / "template.txt"), cache=str(tmp_path / "cache")
     )
