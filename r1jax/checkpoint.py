@@ -4,6 +4,7 @@ A checkpoint is a directory named by its step:
 
     120/state/           Orbax: the arrays, as a flat dict from path ("params/segments/0/attention/q") to array
     120/about.json       step, score, meta, the shape and dtype of every array, the leaves that are plain Python values
+    120/answers.npz      arrays of the host whose shapes change from save to save; only if there are some
     120/digests-0-of-1   sha256 of every file above, as ``sha256sum -c`` reads it; the last line is the sha256 of the others
 
 While it is written it is called ``.saving-120``. The rename to ``120``, after the digests, makes it a checkpoint, so a save
@@ -24,6 +25,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ Tree = Any
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno == logging.WARNING)
 
 _BARRIER_MS = 30 * 60 * 1000
+ANSWERS = "answers.npz"
 
 
 class CheckpointError(ValueError):
@@ -69,7 +72,9 @@ class Checkpointer:
 
     # ---------------------------------------------------------------- saving
 
-    def save(self, step: int, state: Tree, meta: dict, score: float | None = None) -> None:
+    def save(
+        self, step: int, state: Tree, meta: dict, score: float | None = None, answers: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         """Copies the state off the devices and returns; the writing goes on behind. Waits for the save before.
 
         A checkpoint that exists at this step is replaced.
@@ -78,6 +83,7 @@ class Checkpointer:
           state: leaves are arrays (typed PRNG keys too), None, or plain int, float, bool and str.
           meta: JSON values; the same on every process.
           score: the higher the better; None and NaN take no part in ``best``.
+          answers: arrays of any names and shapes, for ``answers`` to give back; the same on every process.
 
         Raises:
           CheckpointError: this or the previous save could not be written.
@@ -91,11 +97,14 @@ class Checkpointer:
                 part.mkdir(parents=True)
                 about |= {"step": step, "score": None if score is None or math.isnan(score) else score, "meta": meta}
                 _write(part / "about.json", json.dumps(about, indent=1) + "\n")
+                if answers:
+                    _write_arrays(part / ANSWERS, answers)
             self._orbax.save(part / "state", args=ocp.args.PyTreeSave(arrays))
         except OSError as error:
             raise self._cannot_save(step, error) from error
         self._saves += 1
-        self._pending = step, self._thread.submit(self._commit, step, part, self._saves)
+        files = ["about.json", *([ANSWERS] if answers else [])]
+        self._pending = step, self._thread.submit(self._commit, step, part, files, self._saves)
 
     def wait(self) -> None:
         """Returns when the save under way is a checkpoint.
@@ -118,15 +127,15 @@ class Checkpointer:
             self._thread.shutdown()
             self._orbax.close()
 
-    def _commit(self, step: int, part: Path, save: int) -> None:
+    def _commit(self, step: int, part: Path, files: list[str], save: int) -> None:
         """Runs in the thread. A process that fails still meets the others at both barriers: they must not wait for it."""
         self._orbax.wait_until_finished()
         process, processes = jax.process_index(), jax.process_count()
         barrier = ocp.multihost.get_barrier_sync_fn()
         try:
             try:
-                files = [part / "about.json", *(p for p in (part / "state").rglob("*") if p.is_file())]
-                mine = sorted(p.relative_to(part).as_posix() for p in files)[process::processes]
+                files += [p.relative_to(part).as_posix() for p in (part / "state").rglob("*") if p.is_file()]
+                mine = sorted(files)[process::processes]
                 lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(part, mine))
                 _write(part / f"digests-{process}-of-{processes}", _signed(lines))
             finally:
@@ -185,6 +194,20 @@ class Checkpointer:
     def meta(self, step: int) -> dict:
         """What ``save`` was given as ``meta``."""
         return self._about(step)["meta"]
+
+    def answers(self, step: int) -> dict[str, np.ndarray]:
+        """What ``save`` was given as ``answers``; nothing if it was given none.
+
+        Raises:
+          CheckpointError: they are damaged.
+        """
+        expected, path = self._expected(step), self.directory / str(step)
+        if ANSWERS not in expected:
+            return {}
+        if problem := _check(path, [ANSWERS], expected):
+            raise self._damaged(step, problem)
+        with np.load(path / ANSWERS, allow_pickle=False) as file:
+            return dict(file)
 
     # ---------------------------------------------------------------- restoring
 
@@ -353,6 +376,13 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

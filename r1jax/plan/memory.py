@@ -45,7 +45,7 @@ F32 = 4
 class Memory:
     """Bytes on the fullest device. The first four stay through the whole run; a micro-batch then needs ``gradients`` and
     ``activations``, the optimizer's step ``gradients`` and ``layer``, a reference from the host itself and ``activations``, a
-    rollout ``cache`` and ``sampling``, never all of them at once."""
+    rollout ``cache`` and ``sampling``, never all of them at once; but a rollout beside the updates (``beside``) does."""
 
     weights: int
     moments: int
@@ -69,6 +69,8 @@ class Memory:
     """Of ``host_moments`` the most that a step has on the device: a layer's, or an array's that has no layers, old and new."""
     host_capacity: int | None = None
     """What is free on the host for each of its devices; None if it does not tell."""
+    beside: bool = False
+    """The next rollout runs while the updates do."""
 
     @property
     def resident(self) -> int:
@@ -76,11 +78,12 @@ class Memory:
 
     @property
     def need(self) -> int:
-        return self.resident + max(
+        learning = max(
             self.gradients + max(self.activations, self.layer),
             self.host_reference + self.activations if self.host_reference else 0,
-            self.cache + self.sampling,
         )
+        rollout = self.cache + self.sampling
+        return self.resident + (learning + rollout if self.beside else max(learning, rollout))
 
     @property
     def host_need(self) -> int:
@@ -192,6 +195,7 @@ def table(
         host_reference=host_bytes(state.reference),
         layer=2 * largest_layer(trainer, state, trainable) if "optimizer" in stage.offload else 0,
         host_capacity=host_capacity if capacity is not None else available_on_host(mesh),
+        beside=isinstance(stage, config.GRPO) and stage.one_step_off_policy and mesh.size == 1,
     )
     if capacity is None and found.capacity is not None and mesh.devices.flat[0].platform == "cpu":  # it is one memory
         found = dataclasses.replace(found, host_capacity=max(0, found.capacity - found.need))

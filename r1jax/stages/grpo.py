@@ -11,15 +11,16 @@ import dataclasses
 import jax
 import numpy as np
 
-from r1jax import config
 from r1jax.advantages import group_advantages, no_signal
 from r1jax.data.packing import pack_sequences
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
+from r1jax.stages import rollouts
 from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
+from r1jax.stages.rollouts import length_cap, next_questions
 from r1jax.stages.workspace import Workspace
-from r1jax.types import PackedBatch
+from r1jax.types import PackedBatch, Trajectories
 
 
 def train(work: Workspace) -> None:
@@ -35,6 +36,7 @@ def play_round(work: Workspace) -> None:
     advantages = group_advantages(answers.rewards, work.stage.group, std=work.stage.advantage_std)
     write_samples(work, answers, advantages)
     minibatches = split(work, answers, advantages)
+    rollouts.sample_ahead(work)
     with work.phase("score", len(minibatches), "batches"):
         batches = [pack(work, answers, advantages, rows) for rows in minibatches]
     for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
@@ -51,26 +53,23 @@ def next_answers(work: Workspace) -> Answers:
     """Answers to a round's questions. With ``dynamic_sampling``, groups without a signal give way to answers to the questions
     that come next."""
     stage = work.stage
-    answers = roll_out(work, next_questions(work, stage.questions * stage.minibatches))
+    answers = find_answers(work, stage.questions * stage.minibatches)
     work.replaced = 0
     for _ in range(stage.dynamic_sampling):
         silent = no_signal(answers.rewards, stage.group)
         if not silent.any():
             break
-        more = roll_out(work, next_questions(work, int(silent.sum())))
+        more = find_answers(work, int(silent.sum()))
         answers = replace_groups(answers, silent, more)
         work.replaced += int(silent.sum())
     return answers
 
 
-def next_questions(work: Workspace, count: int) -> list[Question]:
-    """The next rows whose prompts fit; the others are left out and counted."""
-    cursor = work.cursor
-    asked, cursor.row, left_out = asking.take(
-        work.mixture, cursor.row, count, work.template, work.stage.engine.max_prompt_tokens
-    )
-    cursor.left_out += left_out
-    return asked
+def find_answers(work: Workspace, questions: int) -> Answers:
+    """The answers to so many questions."""
+    if work.stage.off_policy:
+        return rollouts.answers(work, questions)
+    return roll_out(work, next_questions(work, questions))
 
 
 def replace_groups(answers: Answers, where: np.ndarray, new: Answers) -> Answers:
@@ -95,11 +94,6 @@ def replace_groups(answers: Answers, where: np.ndarray, new: Answers) -> Answers
         chosen(answers.questions, new.questions), jax.tree.map(joined, answers.trajectories, new.trajectories),
         chosen(answers.completions, new.completions), chosen(answers.scores, new.scores), joined(answers.rewards, new.rewards),
     )  # fmt: skip
-
-
-def length_cap(stage: config.GRPO, step: int) -> int:
-    """The longest answer at this step, in tokens (R1-Zero doubled it at step 8200)."""
-    return [stage.sampling.max_new_tokens, *(cap for at, cap in stage.length_schedule if at <= step)][-1]
 
 
 def roll_out(work: Workspace, asked: list[Question]) -> Answers:
@@ -183,8 +177,22 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
     values |= work.data_metrics()
     values["round"] = float(work.cursor.round)
     values["tokens_per_s/rollout"] = work.rollout_rate
-    values |= work.sampler.usage.metrics(work.sampler.slots)
+    values |= work.usage or work.sampler.usage.metrics(work.sampler.slots)
+    if stage.off_policy:
+        values |= age_metrics(mine.trajectories, work.step - 1)
     work.write(work.step, values)
+
+
+def age_metrics(t: Trajectories, step: int) -> dict[str, float]:
+    """How many updates lie between the weights that sampled a token and those of ``step``, over all tokens, and the share of
+    answers that were not sampled by one policy."""
+    ages = step - t.version[t.loss_mask]
+    several = [np.ptp(versions[mask]) > 0 for versions, mask in zip(t.version, t.loss_mask, strict=True)]
+    return {
+        "rollout/age_mean": float(ages.mean()),
+        "rollout/age_max": float(ages.max()),
+        "rollout/partial": float(np.mean(several)),
+    }
 
 
 def write_samples(work: Workspace, answers: Answers, advantages: np.ndarray) -> None:
@@ -218,6 +226,7 @@ def end_of_round(work: Workspace, began: int) -> None:
         work.cursor.refreshed = step
     score = None
     if stage.eval.every and (due(stage.eval.every) or last):
+        rollouts.settle(work)
         values = hold_out(work, last)
         score = values["eval/pass@1"]
     if last or due(stage.checkpoint.every):

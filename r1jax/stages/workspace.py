@@ -8,6 +8,7 @@ import io
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from r1jax.plan import micro_batch, shortage
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
+from r1jax.stages.begun import Group, Rollout, restored, saved
 from r1jax.stages.export import export_step
 from r1jax.stages.prepare import Prepared
 from r1jax.train.state import TrainState
@@ -85,6 +87,17 @@ class Workspace:
     """Sampled tokens per second of the last rollout."""
     replaced: int = 0
     """Groups without a signal that gave way to others in the last rollout."""
+    usage: dict[str, float] = field(default_factory=dict)
+    """``Usage.metrics`` of the rollout that is learned from, where the sampler may be at another already."""
+    kept: list[Group] = field(default_factory=list)
+    """Answers that go on in the next rollout."""
+    ahead: Future[Rollout] | None = None
+    """The next round's answers, which are being sampled; ``kept`` is then theirs."""
+    aside: ThreadPoolExecutor | None = None
+    """Samples while this thread computes updates; None where both must launch their programs in one order: on several
+    devices."""
+    leaving: threading.Event = field(default_factory=threading.Event)
+    """What is sampled in ``aside`` is no longer wanted."""
 
     @property
     def step(self) -> int:
@@ -123,7 +136,10 @@ class Workspace:
     def save(self, score: float | None = None) -> None:
         with self.phase("save"):
             meta = {"cursor": dataclasses.asdict(self.cursor), "data": self.mixture.fingerprint}
-            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score)
+            answers, about = saved(self.kept, self.ahead and self.ahead.result())
+            if about is not None:
+                meta["ahead"] = about
+            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score, answers)
             if jax.process_index() == 0:
                 self.ledger.save()
 
@@ -208,6 +224,14 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
             display, ledger, state, cursor, found.held_out, terminating, found.export,
         )  # fmt: skip
+        if isinstance(stage, config.GRPO) and stage.off_policy:
+            if latest is not None:
+                work.kept, work.ahead = restored(
+                    checkpoints.answers(latest), meta.get("ahead"), stage.group, mixture, found.template
+                )
+            if stage.one_step_off_policy and mesh.size == 1:
+                work.aside = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollout"))
+                stack.callback(work.leaving.set)  # before it waits for the thread
         stack.enter_context(compiling.watch(partial(display.phase, "compile"), work.account))
         yield work
 
