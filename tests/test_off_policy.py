@@ -13,6 +13,8 @@ from rich.console import Console
 
 from r1jax import config, rundir, sharding
 from r1jax.config import ConfigError
+from r1jax.eval import answers as asking
+from r1jax.models import decoder
 from r1jax.rollout import Sampler
 from r1jax.rollout.jobs import Job, jobs_of, trajectories
 from r1jax.stages import grpo, rollouts, workspace
@@ -20,7 +22,7 @@ from r1jax.stages.prepare import prepare
 from r1jax.types import GOING
 
 CAP = 14
-LONGER = config.Sampling(max_new_tokens=CAP, stop=("0", "5"))
+LONGER = config.Sampling(max_new_tokens=CAP, stop=tuple("aeiou05XYZ"))
 PROMPTS = [np.random.default_rng(3).integers(32, 127, n).tolist() for n in (4, 8, 1)]
 
 
@@ -38,7 +40,7 @@ def sampler_of(record, **engine):
     mesh = sharding.make_mesh(config.Mesh(fsdp=1))
     model = tiny.MOE if record else dataclasses.replace(tiny.MOE, mtp_depth=1)
     made = Sampler(
-        model, engine, mesh, end_ids=(40, 41, 42), text=lambda ids: bytes(i % 256 for i in ids).decode("latin-1"), seed=11,
+        model, engine, mesh, end_ids=tuple(range(200, 210)), text=lambda ids: bytes(i % 256 for i in ids).decode("latin-1"), seed=11,
         record_routes=record,
     )  # fmt: skip
     made.load(draw(model))
@@ -80,7 +82,7 @@ def test_an_answer_that_was_broken_off_is_the_one_that_was_not(often):
         for name in ("tokens", "length", "finish", "loss_mask", "routes", "prompt_id", "sample"):
             np.testing.assert_array_equal(vars(got)[name], vars(whole)[name], err_msg=name)
         np.testing.assert_allclose(got.logprobs, whole.logprobs, atol=1e-5)
-    assert ends == {0, 1, 2} or ends == {0, 2}
+    assert ends == {0, 1, 2}
     several = [job for job in found if len(set(job.versions)) > 1]
     assert several and all(job.versions == sorted(job.versions) and len(job.versions) == len(job.tokens) for job in found)
 
@@ -103,14 +105,167 @@ def test_the_most_likely_answer_goes_on_under_drafts():
 
 @contextlib.contextmanager
 def working(stage, path):
-    made = path.exists()
-    run = rundir.open_existing(path, config.to_json(stage)) if made else rundir.create("tiny", config.to_json(stage), path)
+    run = rundir.open_or_resume(path, config.to_json(stage))
     with contextlib.closing(run), workspace.open_workspace(prepare(stage), run, "tiny") as work:
         work.display.console = Console(file=io.StringIO())
         yield work
 
 
 def stage_of(**changes):
-    settings = {"steps": 8, "importance_cap": 1.05, "old_logprobs": "trainer", "sampling": LONGER, "sequence_length": 24}
-    settings |= {"optimizer": config.Optimizer(lr=0.03, warmup_steps=0), "micro_batch": 4}
-    return tiny.grpo(**settings | changes)
+    """Answers of many lengths, and updates that change the policy much."""
+    settings = {"steps": 8, "importance_cap": 1.05, "sampling": LONGER, "sequence_length": 24, "micro_batch": 4, "kl_beta": 0.0}
+    return tiny.grpo(**settings | {"optimizer": config.Optimizer(lr=0.03, warmup_steps=0)} | changes)
+
+
+def policy(work):
+    """A copy of the weights, which the next update will not take away."""
+    return jax.tree.map(lambda x: x.copy(), work.state.params)
+
+
+def scored(work, params, t):
+    """float32[N, T]: log-probs of the sampled tokens under the weights, 0 elsewhere."""
+
+    @jax.jit
+    def run(params, tokens):
+        where = jax.numpy.broadcast_to(jax.numpy.arange(tokens.shape[1]), tokens.shape)
+        hidden, _, _ = decoder.forward(params, tokens, where, jax.numpy.ones_like(tokens), model=work.model)
+        return jax.nn.log_softmax(decoder.logits(params, hidden, work.model))
+
+    values = np.asarray(run(params, t.tokens))[:, :-1]
+    values = np.take_along_axis(values, t.tokens[:, 1:, None], -1)[..., 0]
+    return np.where(t.loss_mask, np.pad(values, ((0, 0), (1, 0))), 0)
+
+
+def test_with_weights_that_stay_partial_rollouts_give_the_same_answers(tmp_path):
+    """Each that is learned from is the one that a whole rollout gives, in the round in which its question came; some took
+    several rounds, and no question comes twice."""
+    stage = stage_of(partial_rollouts=0.75, engine=config.Engine(slots=8, max_prompt_tokens=8, chunk=2))
+    with working(stage, tmp_path / "run") as work:
+        came, late = {}, 0
+        for number in range(5):
+            before = work.cursor.row
+            found = rollouts.answers(work, 4)
+            came |= dict.fromkeys(range(before, work.cursor.row), number)
+            names = [q.name for q in found.questions[::4]]
+            assert len(names) == 4 and (found.trajectories.finish != GOING).all()
+            assert found.trajectories.sample.tolist() == [0, 1, 2, 3] * 4
+            for i, name in enumerate(names):
+                begun = came.pop(name)
+                late += begun < number
+                rows = slice(4 * i, 4 * i + 4)
+                t = work.sampler.generate([found.questions[4 * i].ids], LONGER, samples=4, round=begun, ids=[name])
+                assert asking.sampled_ids(t) == asking.sampled_ids(jax.tree.map(lambda x: x[rows], found.trajectories))  # noqa: B023
+                mask = found.trajectories.loss_mask[rows]
+                np.testing.assert_allclose(found.trajectories.logprobs[rows][mask], t.logprobs[t.loss_mask], atol=1e-5)
+                assert found.completions[4 * i : 4 * i + 4] == asking.texts(found.questions[rows], t, work.tokenizer)
+                expected = [tiny.checksum("", text, {}) for text in found.completions[rows]]
+                np.testing.assert_allclose(found.rewards[rows], expected, atol=1e-6)
+            work.cursor.round += 1
+        assert late > 2 and len(work.kept) == 3 and sorted(came) == sorted(group.question.name for group in work.kept)
+
+
+def test_each_token_is_weighed_by_the_policy_that_made_it(tmp_path):
+    """By hand, of answers that began under one policy and ended under another: rho is 1 and the loss is
+    -mean_i A_i mean_t min(pi(t) / pi_of_t(t), cap)."""
+    stage = stage_of(
+        partial_rollouts=1.0, minibatches=1, questions=4, engine=config.Engine(slots=16, max_prompt_tokens=8, chunk=2)
+    )
+    with working(stage, tmp_path / "run") as work:
+        policies = {}
+        for _ in range(3):
+            policies[work.step] = policy(work)
+            grpo.play_round(work)
+        now = policy(work)
+        answers = rollouts.answers(work, 4)
+        t = answers.trajectories
+        made = sum(np.where(t.version == v, scored(work, p, t), 0) for v, p in (policies | {3: now}).items())
+        several = [len(set(v[m].tolist())) > 1 for v, m in zip(t.version, t.loss_mask, strict=True)]
+        assert any(several) and len(set(t.version[t.loss_mask].tolist())) > 1
+        np.testing.assert_allclose(t.logprobs, made, atol=2e-5)
+        advantages = np.linspace(-1, 1, 16).astype(np.float32)
+        weights = np.minimum(np.exp(scored(work, now, t) - made), 1.05)
+        lengths = t.loss_mask.sum(1)
+        expected = -np.mean(advantages * (weights * t.loss_mask).sum(1) / lengths)
+        batch, count, divisor = grpo.pack(work, answers, advantages, np.arange(16))
+        _, metrics = work.trainer.update(work.state, batch, count, divisor)
+        assert metrics["ratio"] == 1 and metrics["loss/policy"] == pytest.approx(expected, rel=1e-4)
+        capped = (np.exp(scored(work, now, t) - made) > 1.05)[t.loss_mask].mean()
+        assert metrics["sampler/importance_capped"] == pytest.approx(capped, abs=1e-6) and 0.02 < capped < 0.98
+        ages = grpo.age_metrics(t, 3)
+        assert ages["rollout/age_mean"] == pytest.approx((3 - t.version[t.loss_mask]).mean()) and ages["rollout/age_max"] == 1
+        assert ages["rollout/partial"] == np.mean(several)
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_a_round_learns_from_answers_of_the_weights_before_the_last_rounds_updates(tmp_path, threads, monkeypatch):
+    stage = stage_of(one_step_off_policy=True, old_logprobs="sampler", importance_cap=0.0, steps=6)
+    seen, rows, policies = [], [], {}
+    with working(stage, tmp_path / "run") as work:
+        assert (work.aside is not None) == (work.mesh.size == 1)
+        if not threads:
+            work.aside = None
+        original = rollouts.answers
+        monkeypatch.setattr(rollouts, "answers", lambda *args: seen.append(original(*args)) or seen[-1])
+        monkeypatch.setattr(work.metrics, "write", lambda step, values: rows.append(values))
+        for _ in range(3):
+            policies[work.step] = policy(work)
+            grpo.play_round(work)
+        assert work.ahead is None  # the run is over
+        for number, answers in enumerate(seen):
+            t = answers.trajectories
+            made_by = max(0, 2 * number - 2)
+            assert (t.version[t.loss_mask] == made_by).all()
+            np.testing.assert_allclose(t.logprobs, scored(work, policies[made_by], t), atol=2e-5)
+            if number:
+                assert np.abs(t.logprobs - scored(work, policies[2 * number], t)).max() > 0.01
+        assert len({q.name for a in seen for q in a.questions}) == 12
+    assert [row["rollout/age_mean"] for row in rows] == [0, 1, 2, 3, 2, 3]
+    assert rows[0]["ratio"] == pytest.approx(1, abs=1e-5)
+    assert all(abs(row["ratio"] - 1) > 1e-4 for row in rows[1:])
+
+
+# -- Resuming
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"one_step_off_policy": True, "dynamic_sampling": 1},
+        {"partial_rollouts": 0.75, "routing_replay": True, "length_schedule": ((4, 12),)},
+        {"one_step_off_policy": True, "partial_rollouts": 0.75},
+        {"routing_replay": True, "importance_cap": 0.0},
+    ],
+    ids=["ahead", "partial", "both", "neither"],
+)
+def test_a_resumed_run_is_the_one_that_was_not_interrupted(tmp_path, changes):
+    """With a fresh process's state: what it had in memory is gone. A rollout ahead is under way, and answers are kept."""
+    stage = stage_of(engine=config.Engine(slots=8, max_prompt_tokens=8, chunk=2), kl_beta=0.1, steps=8, **changes)
+    with working(stage, tmp_path / "whole") as work:
+        grpo.train(work)
+        expected = jax.tree.map(np.asarray, work.state.params)
+    with working(stage, tmp_path / "pieces") as work:
+        for _ in range(2):
+            grpo.play_round(work)
+        kept, ahead = len(work.kept), work.ahead
+        assert (ahead is not None) == stage.one_step_off_policy
+        assert (kept > 0 or ahead is not None) == stage.off_policy
+    with working(stage, tmp_path / "pieces") as work:
+        assert work.step == 4
+        grpo.train(work)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, work.state.params), expected)
+    assert tiny.metrics(tmp_path / "pieces") == tiny.metrics(tmp_path / "whole")
+    assert tiny.samples(tmp_path / "pieces") == tiny.samples(tmp_path / "whole")
+    if stage.partial_rollouts:
+        assert max(row["rollout/partial"] for row in tiny.metrics(tmp_path / "whole")) > 0
+
+
+# -- What makes no sense
+
+
+def test_older_weights_are_corrected_for():
+    for name, value in (("one_step_off_policy", True), ("partial_rollouts", 0.5)):
+        with pytest.raises(ConfigError, match=f"^{name} learns from answers of older weights, and importance_cap is 0: set"):
+            tiny.grpo(**{name: value})
+        assert tiny.grpo(**{name: value}, old_logprobs="sampler").off_policy
+    with pytest.raises(ConfigError, match=r"^partial_rollouts is -0.5; it must be >= 0"):
+        tiny.grpo(partial_rollouts=-0.5)
