@@ -34,7 +34,8 @@ ROOMS = {
     "convert": (*FLOOR_1, "data", "models"),
     "plan": tuple(room for room in FLOOR_4 if room not in ("data", "rewards")),
     "eval": (*FLOOR_4, "loading", "bench.peers", "plan"),  # score compares with peers, and slots must fit
-    "bench": (*FLOOR_4, "loading", "plan.flops", "observe.compiling", "observe.phases"),  # what is needed, and what compiles
+    # What is needed, what an error says of the memory, and what compiles.
+    "bench": (*FLOOR_4, "loading", "plan.flops", "plan.shortage", "observe.compiling", "observe.phases"),
     "observe": FLOOR_0,
     "rundir": FLOOR_0,
     "loading": (*FLOOR_4, "rundir"),  # a run directory is one of the names of a model

@@ -48,6 +48,18 @@ class Computing(OfModel):
     mesh: Mesh = field(default_factory=Mesh)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a sampler holds its weights and how many tokens a step of it may append; see ``config.Engine``."""
+
+    weights: Literal["same", "int8", "fp8"] = "same"
+    """How the layers' kernels are held: ``same`` is the type of the products; int8 and fp8 (E4M3) take half of bfloat16's bytes
+    once they are loaded, and answers are then of a model that is not quite the same."""
+    speculative: bool = False
+    """A multi-token-prediction module, where the model has one, drafts a token for each step to check: fewer steps, and tokens
+    with the probabilities that they have without, though others are drawn."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answering(Computing):
     """What every command that samples asks for."""
@@ -64,6 +76,7 @@ class Answering(Computing):
     seed: int = 0
     slots: int | None = None
     """Answers sampled together, of which chat has one. None is 64, or as many as fit the memory that is free."""
+    engine: Reading = field(default_factory=Reading)
 
     def __post_init__(self):
         _ = self.sampling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -94,6 +95,17 @@ def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, mo
         f"out of memory in phase {phase}{wanted(error)}: planned were {human(found.need)} of {human(found.capacity)} per "
         f"device (largest: {found.largest}); {change}"
     )
+
+
+@contextlib.contextmanager
+def out_of_memory_is(change: str) -> Iterator[None]:
+    """An out-of-memory error in the block, or in the function that this decorates, becomes one line that ends in ``change``."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise config.ConfigError(f"out of memory{wanted(error)}; {change}") from error
 
 
 def wanted(error: Exception) -> str:
