@@ -138,6 +138,25 @@ def test_one_flipped_bit_in_any_file_is_noticed(run):
     run.restore(abstract(state()), step=20)
 
 
+def test_answers_of_any_shape_come_back_and_one_flipped_bit_of_them_is_noticed(tmp_path):
+    given = {"kept/tokens": np.arange(6, dtype=np.int32).reshape(2, 3), "ahead/routes": np.full((2, 0, 1), 255, np.uint8)}
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, {"x": jnp.zeros(2)}, {}, answers=given)
+    checkpointer.save(2, {"x": jnp.zeros(2)}, {})
+    checkpointer.wait()
+    found = checkpointer.answers(1)
+    assert found.keys() == given.keys() and checkpointer.answers(2) == {}
+    for name, value in given.items():
+        np.testing.assert_array_equal(found[name], value, strict=True)
+    file = tmp_path / "1" / "answers.npz"
+    good = file.read_bytes()
+    file.write_bytes(good[:90] + bytes([good[90] ^ 1]) + good[91:])
+    for read in (checkpointer.answers, lambda step: checkpointer.restore_part(step, {"x": jax.ShapeDtypeStruct((2,), "float32")})):
+        with pytest.raises(CheckpointError, match="answers.npz has changed"):
+            read(1)
+    checkpointer.close()
+
+
 def test_any_flipped_bit_of_the_digests_is_noticed(run):
     file = run.directory / "20" / "digests-0-of-1"
     good = file.read_bytes()

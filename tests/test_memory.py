@@ -86,6 +86,16 @@ def test_the_cache_by_hand():
     assert memory.table(stage(DENSE), DENSE, both).cache == 2 * 16 * 64 * 2 * 64 * 4 // 8
 
 
+def test_a_rollout_beside_the_updates_needs_its_memory_too():
+    alone, ahead = (
+        memory.table(stage(DENSE, one_step_off_policy=ahead, importance_cap=2.0), DENSE, one_device()) for ahead in (False, True)
+    )
+    assert ahead.need == alone.resident + alone.gradients + alone.activations + alone.cache + alone.sampling > alone.need
+    by_turns = sharding.make_mesh(config.Mesh(fsdp=8))
+    two = memory.table(stage(DENSE, one_step_off_policy=True, importance_cap=2.0), DENSE, by_turns)
+    assert two.need == memory.table(stage(DENSE, importance_cap=2.0), DENSE, by_turns).need
+
+
 def test_a_stage_that_never_samples_needs_no_sampler():
     sft = config.SFT(model=DENSE, sequence_length=128, micro_batch=8)
     found = memory.table(sft, DENSE, one_device())
