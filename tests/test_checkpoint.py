@@ -151,9 +151,10 @@ def test_answers_of_any_shape_come_back_and_one_flipped_bit_of_them_is_noticed(t
     file = tmp_path / "1" / "answers.npz"
     good = file.read_bytes()
     file.write_bytes(good[:90] + bytes([good[90] ^ 1]) + good[91:])
-    for read in (checkpointer.answers, lambda step: checkpointer.restore_part(step, {"x": jax.ShapeDtypeStruct((2,), "float32")})):
-        with pytest.raises(CheckpointError, match="answers.npz has changed"):
-            read(1)
+    with pytest.raises(CheckpointError, match="answers.npz has changed"):
+        checkpointer.answers(1)
+    with pytest.raises(CheckpointError, match="answers.npz has changed"):
+        checkpointer.restore_part(1, {"x": jax.ShapeDtypeStruct((2,), "float32")})
     checkpointer.close()
 
 

@@ -87,9 +87,8 @@ def test_the_cache_by_hand():
 
 
 def test_a_rollout_beside_the_updates_needs_its_memory_too():
-    alone, ahead = (
-        memory.table(stage(DENSE, one_step_off_policy=ahead, importance_cap=2.0), DENSE, one_device()) for ahead in (False, True)
-    )
+    alone = memory.table(stage(DENSE, importance_cap=2.0), DENSE, one_device())
+    ahead = memory.table(stage(DENSE, importance_cap=2.0, one_step_off_policy=True), DENSE, one_device())
     assert ahead.need == alone.resident + alone.gradients + alone.activations + alone.cache + alone.sampling > alone.need
     by_turns = sharding.make_mesh(config.Mesh(fsdp=8))
     two = memory.table(stage(DENSE, one_step_off_policy=True, importance_cap=2.0), DENSE, by_turns)
