@@ -22,6 +22,7 @@ from r1jax.stages import grpo, rollouts, workspace
 from r1jax.stages.prepare import prepare
 from r1jax.types import GOING
 
+pytestmark = pytest.mark.timeout(900)  # seconds; on an idle machine a test takes 5 to 20
 CAP = 14
 LONGER = config.Sampling(max_new_tokens=CAP, stop=tuple("aeiou05XYZ"))
 PROMPTS = [np.random.default_rng(3).integers(32, 127, n).tolist() for n in (4, 8, 1)]
