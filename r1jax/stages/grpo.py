@@ -18,7 +18,7 @@ from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
 from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
-from r1jax.stages.workspace import Workspace
+from r1jax.stages.workspace import Workspace, told
 from r1jax.types import PackedBatch
 
 
@@ -37,12 +37,13 @@ def play_round(work: Workspace) -> None:
     minibatches = split(work, answers, advantages)
     with work.phase("score", len(minibatches), "batches"):
         batches = [pack(work, answers, advantages, rows, first=i == 0) for i, rows in enumerate(minibatches)]
-    for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
-        with work.phase("update", 1, "updates"):
-            work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            work.display.advance(1, int(metrics["tokens"]))
-        log(work, answers, rows, metrics)
+    with work.phase("update", len(batches), "updates"):
+        metrics = told([work.update(*batch) for batch in batches])  # the device has all updates before it is waited for
+        work.display.advance(len(batches), int(sum(m["tokens"] for m in metrics)))
+    each = work.seconds["update"] / len(batches)
+    for i, rows in enumerate(minibatches):
+        work.seconds["update"] = each
+        log(work, answers, rows, metrics[i], began + i + 1)
     work.cursor.round += 1
     end_of_round(work, began)
 
@@ -136,8 +137,8 @@ def pack(
     work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.ndarray, *, first: bool
 ) -> tuple[PackedBatch, int, float]:
     """One update's batch on the mesh, with the log-probs of pi_old and of the reference: (batch, micro-batches in it,
-    denominator). In the ``first`` update of a round the policy is pi_old, and before its own first update also the reference: the
-    update then takes its own log-probs, so that the ratio is exactly 1 and the KL exactly 0, and needs no second pass."""
+    denominator). In the ``first`` update of a round the policy is pi_old, and before its own first update also the reference:
+    the update then takes its own log-probs, so that the ratio is exactly 1 and the KL exactly 0, and needs no second pass."""
     stage, t, trainer = work.stage, answers.trajectories, work.trainer
     spans = [slice(0, int(t.length[i])) for i in rows]
     host, count = pack_sequences(
@@ -171,7 +172,7 @@ def pack(
     return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)
 
 
-def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, float]) -> None:
+def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, float], step: int) -> None:
     """One line per update: the metrics of its own answers."""
     stage, t = work.stage, answers.trajectories
     mine = Answers(
@@ -186,7 +187,7 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
     values["round"] = float(work.cursor.round)
     values["tokens_per_s/rollout"] = work.rollout_rate
     values |= work.sampler.usage.metrics(work.sampler.slots)
-    work.write(work.step, values)
+    work.write(step, values)
 
 
 def write_samples(work: Workspace, answers: Answers, advantages: np.ndarray) -> None:

@@ -111,8 +111,8 @@ class Trainer:
     def update(
         self, state: TrainState, batch: PackedBatch, count: int, denominator: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update. Where ``batch`` has no ``old_logprobs`` or ``ref_logprobs``, the policy's own stand for them: no program is
-        compiled for that."""
+        """One update. Where ``batch`` has no ``old_logprobs`` or ``ref_logprobs``, the policy's own stand for them, in the same
+        program."""
         base, own = self._base(state), {}
         if self.stage.kind == "grpo":
             for name in ("old_logprobs", "ref_logprobs")[: 1 + self.has_reference]:
