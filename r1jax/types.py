@@ -77,7 +77,7 @@ class PackedBatch:
     old_logprobs: Array | None = None
     """float32[M, B, T]: pi_old; None stands for the policy itself (a ratio of 1)."""
     ref_logprobs: Array | None = None
-    """float32[M, B, T]: the reference's; None without a KL term."""
+    """float32[M, B, T]: the reference's; None without a KL term, and where the policy is the reference (a KL of 0)."""
     routes: Array | None = None
     """uint8 or uint16[M, B, T, L * K]: the experts that the update sends the tokens to, as ``models.decoder.join_routes`` lays
     ``Trajectories.routes``; a token that was not recorded, and padding, chooses by itself. None: all tokens do."""

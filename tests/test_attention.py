@@ -111,6 +111,19 @@ def test_activations_in_bfloat16(dtype):
     close(found, exact, 2**-6)
 
 
+@pytest.mark.parametrize("kernel", ["reference", "chunked"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_bfloat16_products_of_float32_activations(kernel, dtype):
+    """Values and gradients are those of operands rounded to bfloat16, and float32."""
+    q, k, v, weights, segments, prefix = drawn(2, 37, 4, 2)
+    found = run(by(kernel, segments, prefix, dtype), q, k, v, weights)
+    rounded = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    assert all(x.dtype == jnp.float32 for x in found)
+    close(found, run(by(kernel, segments, prefix, "bfloat16"), *rounded, weights), 2**-7)
+    close(found, run(by("reference", segments, prefix), q, k, v, weights), 2**-6)
+    assert np.abs(found[0] - run(by("reference", segments, prefix), q, k, v, weights)[0]).max() > 2**-12
+
+
 def test_rows_need_memory_in_proportion_to_their_length(monkeypatch):
     def temp(length):
         shape = (1, length, 2, 4)

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.nn import fused_attention
 from r1jax.nn.chunked_attention import Seen, chunked
-from r1jax.nn.matmul import einsum
+from r1jax.nn.matmul import beside, einsum
 from r1jax.sharding import on_each_device, platform, ways
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) stays finite instead of nan
@@ -49,15 +49,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, packed: Packed, *, scale: f
       k: [B, T, KV, H]; N / KV heads of the queries share one.
       v: [B, T, KV, Hv].
       scale: multiplies the scores.
-      dtype: operand type of the model's products: float32 asks for the highest precision here too.
+      dtype: operand type of the model's products. Where it is bfloat16 or FP8, these have bfloat16 operands and float32 sums;
+        float32 leaves the types as they are and asks for the highest precision.
       kernel: ``config.Model.attention_kernel``.
 
     Raises:
       ValueError: the fused kernel is asked for where it cannot be had.
     """
-    form = _form(kernel, q.shape[1], packed, dtype)
+    kept, form = v.dtype, _form(kernel, q.shape[1], packed, dtype)
+    if dtype != "float32":
+        q, k, v = (x.astype(beside(dtype)) for x in (q, k, v))
     if form == "reference":
-        return checkpoint_name(reference(q, k, v, packed_mask(*packed), scale, dtype), "attention")
+        return checkpoint_name(reference(q, k, v, packed_mask(*packed), scale, dtype), "attention").astype(kept)
     if k.shape[2] % ways("kv_heads"):  # each device gets the keys that its queries need
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     whole = ways("sequence") == 1
@@ -73,7 +76,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, packed: Packed, *, scale: f
     heads = (*keys, "kv_heads" if k.shape[2] < q.shape[2] else "heads", None)
     axes = ((*rows, "heads", None), heads, heads, ("sequence",), rows, keys, *(rows for _ in prefix))
     inputs = (q, k, v, index, packed.segments, packed.segments, *prefix)
-    return on_each_device(local, axes, (*rows, "heads", None))(*inputs)
+    return on_each_device(local, axes, (*rows, "heads", None))(*inputs).astype(kept)
 
 
 def _form(kernel: str, length: int, packed: Packed, dtype: str) -> str:

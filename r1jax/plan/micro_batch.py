@@ -11,7 +11,7 @@ from r1jax.plan import memory
 
 TOKENS, TOKENS_ON_CPU = 2**15, 2**12
 """At most so many tokens of a device go through it at once, if more than one row fits: an accelerator's products are large
-enough then, and rows that a batch does not fill are computed too. A CPU computes larger products no faster."""
+enough then, and rows that a batch does not fill are computed too."""
 
 
 def choose(

@@ -19,7 +19,7 @@ from r1jax.losses.sums import denominator
 from r1jax.stages import rollouts
 from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
 from r1jax.stages.rollouts import length_cap, next_questions
-from r1jax.stages.workspace import Workspace
+from r1jax.stages.workspace import Workspace, told
 from r1jax.types import PackedBatch, Trajectories
 
 
@@ -38,13 +38,14 @@ def play_round(work: Workspace) -> None:
     minibatches = split(work, answers, advantages)
     rollouts.sample_ahead(work)
     with work.phase("score", len(minibatches), "batches"):
-        batches = [pack(work, answers, advantages, rows) for rows in minibatches]
-    for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
-        with work.phase("update", 1, "updates"):
-            work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            work.display.advance(1, int(metrics["tokens"]))
-        log(work, answers, rows, metrics)
+        batches = [pack(work, answers, advantages, rows, first=i == 0) for i, rows in enumerate(minibatches)]
+    with work.phase("update", len(batches), "updates"):
+        metrics = told([work.update(*batch) for batch in batches])  # the device has all updates before it is waited for
+        work.display.advance(len(batches), int(sum(m["tokens"] for m in metrics)))
+    each = work.seconds["update"] / len(batches)
+    for i, rows in enumerate(minibatches):
+        work.seconds["update"] = each
+        log(work, answers, rows, metrics[i], began + i + 1)
     work.cursor.round += 1
     end_of_round(work, began)
 
@@ -126,9 +127,12 @@ def split(work: Workspace, answers: Answers, advantages: np.ndarray) -> list[np.
     return list(rows[: stage.steps - work.step])
 
 
-def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.ndarray) -> tuple[PackedBatch, int, float]:
+def pack(
+    work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.ndarray, *, first: bool
+) -> tuple[PackedBatch, int, float]:
     """One update's batch on the mesh, with the log-probs of pi_old and of the reference: (batch, micro-batches in it,
-    denominator)."""
+    denominator). In the ``first`` update of a round the policy is pi_old, and before its own first update also the reference:
+    the update then takes its own log-probs, so that the ratio is exactly 1 and the KL exactly 0, and needs no second pass."""
     stage, t, trainer = work.stage, answers.trajectories, work.trainer
     spans = [slice(0, int(t.length[i])) for i in rows]
     host, count = pack_sequences(
@@ -148,22 +152,21 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
     batch = trainer.put(host)
     if stage.old_logprobs == "sampler":
         batch = batch.replace(old_logprobs=batch.sampler_logprobs)
-    elif (
-        stage.minibatches > 1
-    ):  # with one update per round the policy is pi_old, and the loss needs no second pass for a ratio of 1
+    elif not first:
         batch = batch.replace(old_logprobs=trainer.logprobs(work.state.params, batch, count))
     if trainer.has_reference:
-        # Other weights would not have made the recorded choices: the reference routes by itself.
-        own = batch.replace(routes=None)
-        # Until its first update the policy is the reference: one pass serves both.
-        same = work.step == work.cursor.refreshed and stage.old_logprobs == "trainer" and batch.old_logprobs is not None
-        reference = batch.old_logprobs if same else trainer.logprobs(trainer.reference(work.state), own, count)
-        batch = batch.replace(ref_logprobs=reference)
+        same = work.step == work.cursor.refreshed
+        if same and not first and stage.old_logprobs == "trainer":
+            batch = batch.replace(ref_logprobs=batch.old_logprobs)
+        elif not (same and first):
+            # Other weights would not have made the recorded choices: the reference routes by itself.
+            own = batch.replace(routes=None)
+            batch = batch.replace(ref_logprobs=trainer.logprobs(trainer.reference(work.state), own, count))
     cap = length_cap(stage, work.step)
     return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)
 
 
-def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, float]) -> None:
+def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, float], step: int) -> None:
     """One line per update: the metrics of its own answers."""
     stage, t = work.stage, answers.trajectories
     mine = Answers(
@@ -179,8 +182,8 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
     values["tokens_per_s/rollout"] = work.rollout_rate
     values |= work.usage or work.sampler.usage.metrics(work.sampler.slots)
     if stage.off_policy:
-        values |= age_metrics(mine.trajectories, work.step - 1)
-    work.write(work.step, values)
+        values |= age_metrics(mine.trajectories, step - 1)
+    work.write(step, values)
 
 
 def age_metrics(t: Trajectories, step: int) -> dict[str, float]:

@@ -39,6 +39,7 @@ from r1jax.stages.export import export_step
 from r1jax.stages.prepare import Prepared
 from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
+from r1jax.types import PackedBatch
 
 
 @dataclass
@@ -81,6 +82,8 @@ class Workspace:
     held_out: list[dict]
     terminating: threading.Event
     planned_export: hugging_face.Plan | None
+    step: int
+    """``state.step``, counted here: to read it would wait for the device."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
     rollout_rate: float = 0.0
@@ -98,10 +101,6 @@ class Workspace:
     devices."""
     leaving: threading.Event = field(default_factory=threading.Event)
     """What is sampled in ``aside`` is no longer wanted."""
-
-    @property
-    def step(self) -> int:
-        return int(self.state.step)
 
     @property
     def weights(self) -> dict[str, dict[str, float]]:
@@ -133,6 +132,12 @@ class Workspace:
             self.metrics.write(step, values)
         self.display.step(step, values)
 
+    def update(self, batch: PackedBatch, count: int, denominator: float) -> dict[str, jax.Array]:
+        """Has the trainer make an update. Does not wait for it, nor for its metrics."""
+        self.state, metrics = self.trainer.update(self.state, batch, count, denominator)
+        self.step += 1
+        return metrics
+
     def save(self, score: float | None = None) -> None:
         with self.phase("save"):
             meta = {"cursor": dataclasses.asdict(self.cursor), "data": self.mixture.fingerprint}
@@ -159,6 +164,11 @@ class Workspace:
                 self.save()
                 self.checkpoints.wait()
             raise Preempted(f"told to end: saved at step {self.step} of {self.run.path}")
+
+
+def told(metrics: Any) -> Any:
+    """Metrics of the device as numbers, fetched all at once."""
+    return jax.tree.map(float, jax.device_get(metrics))
 
 
 def seen_by_first(value: bool) -> bool:
@@ -222,7 +232,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         terminating = stack.enter_context(_told_to_end())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, found.held_out, terminating, found.export,
+            display, ledger, state, cursor, found.held_out, terminating, found.export, int(state.step),
         )  # fmt: skip
         if isinstance(stage, config.GRPO) and stage.off_policy:
             if latest is not None:

@@ -57,7 +57,8 @@ def by_layer(
     hosted: bool,
 ) -> tuple[Tree, Tree, Tree]:
     """What ``step(grads, opt_state, master, params)`` returns, made of one array after another, and of an array of layers one
-    layer after another. The same arithmetic, but for the last bits, which the compiler fuses differently.
+    layer after another. Wherever its state lies it is the same arithmetic, rounded alike, if ``step`` is a computation of its
+    own (the branch of a ``cond``).
 
     Args:
       step: treats each number by itself.

@@ -16,7 +16,7 @@ from r1jax.losses.sums import combine
 from r1jax.models import decoder
 from r1jax.train import objectives, offload
 from r1jax.train import state as states
-from r1jax.train.optimizer import clip_by_global_norm, optimizer, schedule
+from r1jax.train.optimizer import global_norm, optimizer, rates_of, scaled
 from r1jax.train.state import TrainState
 from r1jax.types import PackedBatch
 
@@ -111,9 +111,16 @@ class Trainer:
     def update(
         self, state: TrainState, batch: PackedBatch, count: int, denominator: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        base = self._base(state)
+        """One update. Where ``batch`` has no ``old_logprobs`` or ``ref_logprobs``, the policy's own stand for them, in the same
+        program."""
+        base, own = self._base(state), {}
+        if self.stage.kind == "grpo":
+            for name in ("old_logprobs", "ref_logprobs")[: 1 + self.has_reference]:
+                own[name] = jnp.bool_(getattr(batch, name) is None)
+                if getattr(batch, name) is None:
+                    batch = batch.replace(**{name: batch.advantages})  # which is not read
         with sharding.using(self.mesh, sharding.TRAIN):
-            changed, sums = self._update(self.changing(state), batch, jnp.int32(count), jnp.float32(denominator), base)
+            changed, sums = self._update(self.changing(state), batch, jnp.int32(count), jnp.float32(denominator), base, own)
         return self.whole(changed, base), sums
 
     def logprobs(self, params: Any, batch: PackedBatch, count: int) -> jax.Array:
@@ -145,10 +152,9 @@ class Trainer:
 
     def _make_update(self) -> Callable:
         stage, model, mask, tx = self.stage, self.model, self._mask, self.tx
-        rate = schedule(stage.optimizer, stage.steps)
         objective = objectives.objective(stage, model)
 
-        def update(state: TrainState, batch: PackedBatch, count, denominator, base=None):
+        def update(state: TrainState, batch: PackedBatch, count, denominator, base=None, own=None):
             trainable, frozen = parameters.split(state.params, mask)
             starts = batch.segments != jnp.pad(batch.segments, ((0, 0), (0, 0), (1, 0)))[..., :-1]
             sequences = (starts & (batch.segments > 0)).sum().astype(jnp.float32)
@@ -161,7 +167,7 @@ class Trainer:
 
             def micro_gradient(i):
                 micro = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-                return jax.grad(lambda t: objective(whole(t), micro, totals), has_aux=True)(trainable)
+                return jax.grad(lambda t: objective(whole(t), micro, totals, own), has_aux=True)(trainable)
 
             def body(i, carry):
                 grads, sums = carry
@@ -174,18 +180,21 @@ class Trainer:
 
             shapes = jax.eval_shape(first, 0)
             grads, sums = jax.lax.fori_loop(0, count, body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-            grads, norm = clip_by_global_norm(grads, stage.optimizer.clip_norm)
+            norm, scale = global_norm(grads, stage.optimizer.clip_norm)
             finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
 
-            def kept(a, b):
-                return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
+            rates = rates_of(stage.optimizer, stage.steps, state.step - state.skipped)
 
             def step(grads, old_state, master, old):
-                exact = old if master is None else master
-                steps, opt_state = tx.update(grads, old_state, exact)
-                new = kept(optax.apply_updates(exact, steps), exact)
-                held = jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
-                return held, None if master is None else new, kept(opt_state, old_state)
+                def made():
+                    exact = old if master is None else master
+                    steps, opt_state = tx.update(scaled(grads, scale), old_state, exact, rates=rates)
+                    new = optax.apply_updates(exact, steps)
+                    held = jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
+                    return held, None if master is None else new, opt_state
+
+                # A computation of its own, which XLA fuses, and so rounds, alike wherever it stands.
+                return jax.lax.cond(finite, made, lambda: (old, master, old_state))
 
             if "optimizer" in stage.offload:
                 new, master, opt_state = offload.by_layer(
@@ -195,8 +204,8 @@ class Trainer:
                 new, master, opt_state = step(grads, state.opt_state, state.master, trainable)
             new = parameters.merge(new, frozen)
             if stage.bias_rate and not stage.lora.rank:
-                new = kept(balance_router(new, sums, stage.bias_rate), new)
-            lr = rate(state.step - state.skipped)
+                balanced = balance_router(new, sums, stage.bias_rate)
+                new = jax.tree.map(lambda x, y: jnp.where(finite, x, y), balanced, new)
             state = state.replace(
                 step=state.step + 1,
                 skipped=state.skipped + ~finite,
@@ -204,7 +213,7 @@ class Trainer:
                 master=master,
                 opt_state=opt_state,
             )
-            return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": lr}
+            return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": rates.lr}
 
         return update
 
