@@ -103,7 +103,7 @@ def head_kernel(params) -> jax.Array:
 def logits(params, hidden: jax.Array, model: config.Model) -> jax.Array:
     """float32[..., V] of hidden[..., D]: for a token or a few, never for a training batch."""
     kernel = params["head"]["kernel"] if "head" in params else Turned(params["embed"]["table"])
-    return project(hidden, kernel, model.head_dtype).astype(jnp.float32)
+    return project(hidden.astype(jnp.float32), kernel, model.head_dtype)  # as logprobs.py does: no logit is rounded
 
 
 def read_specs(model: config.Model, weights: Literal["same", "int8", "fp8"] = "same") -> dict:
@@ -138,8 +138,9 @@ def unstack(params) -> dict:
 
 
 def forward(
-    params, tokens, positions, segments, *, model: config.Model, prefix=None, cache=None, keep=False, routes=None, absorbed=None
-) -> tuple[jax.Array, Aux, Any]:
+    params, tokens, positions, segments, *, model: config.Model, prefix=None, cache=None, keep=False, routes=None,
+    absorbed=None, angles=None
+) -> tuple[jax.Array, Aux, Any]:  # fmt: skip
     """Hidden states after the last norm.
 
     Args:
@@ -154,11 +155,12 @@ def forward(
       keep: return the keys of these tokens as a cache of one block of T positions.
       routes: None, or ``Aux.routes`` of an earlier call to choose the same experts again; see also ``split_routes``.
       absorbed: path of latent attention (see ``nn.mla``); None lets it choose.
+      angles: of every place, as ``angles_of`` makes them; None makes those of ``positions``.
 
     Returns:
       (hidden [B, T, D], Aux, cache).
     """
-    angles = rope.angles(positions, _rotary_dim(model), model.rope)
+    angles = _angles(positions, angles, model)
     packed = Packed(segments, prefix)
     x = constrain(embed(params, tokens, model), "batch", "sequence", None)
     apply = partial(
@@ -189,6 +191,18 @@ def forward(
     hidden = norms.rms_norm(x, params["final_norm"]["scale"], model.norm_eps)
     aux = Aux(tuple(loads), tuple(chosen), balance, tuple(apart))
     return hidden, aux, tuple(kept) if cache is not None or keep else None
+
+
+def angles_of(places: int, model: config.Model) -> tuple[jax.Array, jax.Array]:
+    """Rotary (cos, sin) of the positions below ``places``, float32[places, dim / 2] each, for a loop to make once. Made in the
+    loop, XLA:CPU takes sines and cosines anew in every layer and for every head."""
+    return rope.angles(jnp.arange(places), _rotary_dim(model), model.rope)
+
+
+def _angles(positions: jax.Array, table: tuple[jax.Array, jax.Array] | None, model: config.Model):
+    if table is None:
+        return rope.angles(positions, _rotary_dim(model), model.rope)
+    return tuple(jnp.take(x, positions, axis=0, mode="clip") for x in table)
 
 
 def join_routes(routes: tuple[jax.Array | None, ...], model: config.Model) -> jax.Array:
@@ -229,7 +243,7 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
 
 
 def look_ahead(
-    params, hidden, following, positions, segments, *, model: config.Model, packed=None, cache=None, keep=False
+    params, hidden, following, positions, segments, *, model: config.Model, packed=None, cache=None, keep=False, angles=None
 ) -> tuple[jax.Array, Aux, Any]:
     """Multi-token prediction (V3, eq. 21-23): hidden states that predict, at t, the token t + 2.
 
@@ -243,6 +257,7 @@ def look_ahead(
       segments: int32[B, T]; 0 counts in no expert's load.
       packed: which sequence each token is of, an ``nn.attention.Packed``; read without a cache.
       cache, keep: as for ``forward``, of this one layer: an entry of a ``models.cache``.
+      angles: as for ``forward``.
 
     Returns:
       ([B, T, D], Aux of the one layer, its cache).
@@ -259,7 +274,7 @@ def look_ahead(
     (x, balance), (load, experts, _, cache) = _layer(
         (x, jnp.zeros((), jnp.float32)),
         (m["layer"], None),
-        angles=rope.angles(positions, _rotary_dim(model), model.rope),
+        angles=_angles(positions, angles, model),
         packed=packed,
         positions=positions,
         segments=segments,

@@ -368,7 +368,8 @@ class _Run:
             self.state = self.state.replace(cache=caches.shrink(self.state.cache, blocks))
 
     def _account(self) -> None:
-        each = caches.per_token(self.sampler.model, mtp=self.sampler.engine.speculative)
+        model = self.sampler.model
+        each = caches.per_token(model, mtp=self.sampler.engine.speculative, dtype=caches.dtype(model))
         size = self.lengths[len(self.state.cache[0]) - 1] * self.sampler.slots * each
         self.usage.cache_peak = max(self.usage.cache_peak, size)
         self.usage.cache_bytes += size

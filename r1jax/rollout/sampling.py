@@ -124,7 +124,8 @@ def _inverse_cdf(p: jax.Array, uniform: jax.Array) -> jax.Array:
     block: two short sums are cheaper than one long one, and more exact.
     """
     rows, vocab = p.shape
-    width = max(1, round(vocab**0.5))
+    root = max(1, round(vocab**0.5))
+    width = next((w for w in range(root, root // 2, -1) if vocab % w == 0), root)  # one that needs no padding, which is a copy
     blocks = jnp.pad(p, ((0, 0), (0, -vocab % width))).reshape(rows, -1, width)
     sums = blocks.sum(-1)
     ends = jnp.cumsum(sums, axis=-1)
