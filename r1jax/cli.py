@@ -30,7 +30,6 @@ from r1jax.config import commands
 from r1jax.config.base import ConfigError, GuardStop
 from r1jax.config.loading import list_configs, load_config
 from r1jax.config.stages import Pipeline, Stage
-from r1jax.train import heap
 
 T = TypeVar("T")
 INTERRUPTED = 130
@@ -41,7 +40,6 @@ INTERRUPTED = 130
 
 def train(args: Sequence[str]) -> int:
     name, config, command = parse_train(args)
-    heap.keep()
     start_distributed()
     from r1jax.stages.pipeline import train
 
@@ -162,7 +160,6 @@ def bench_rollout(args: Sequence[str]) -> int:
 
 def bench_update(args: Sequence[str]) -> int:
     command = parse(bench_commands.BenchUpdate, args, "r1jax bench update")
-    heap.keep()
     from r1jax.bench.update import update
 
     return update(command)
@@ -170,7 +167,6 @@ def bench_update(args: Sequence[str]) -> int:
 
 def bench_grpo(args: Sequence[str]) -> int:
     command = parse(bench_commands.BenchGrpo, args, "r1jax bench grpo")
-    heap.keep()
     from r1jax.stages.bench import grpo
 
     return grpo(command)
