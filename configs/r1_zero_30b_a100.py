@@ -1,10 +1,10 @@
 """R1-Zero on a mixture of experts of 30B parameters on A100s, the size of R1's preparatory experiments.
 
-    r1jax train r1_zero_30b_a100                                  # 4 nodes of 8 x A100 of 80 GB
-    sbatch --nodes=4 launch/slurm.sbatch r1_zero_30b_a100         # the same under SLURM
+    r1jax train r1_zero_30b_a100                                  # 8 nodes of 8 x A100 of 80 GB
+    sbatch --nodes=8 launch/slurm.sbatch r1_zero_30b_a100         # the same under SLURM
 
-Device    32 GPUs of 80 GB; experts are split 8 ways. Not run here. Rows need the extra `parquet`.
-Memory    MEMORY_30B GiB on each of 32: computed, as --dry-run does there.
+Device    64 GPUs of 80 GB; experts are split 8 ways. Not run here. Rows need the extra `parquet`.
+Memory    55.4 GiB on each of 64: computed, as --dry-run does there.
 Expected  unknown. Published is that experiments before R1 used A100s and a model of about 30B parameters (arXiv 2501.12948v2);
           not which weights it began from, nor what came out. It was not released: this begins from Qwen3-30B-A3B-Base, of whose
           128 experts 8 see a token, and which is a year younger than V3-Base.
@@ -31,6 +31,6 @@ def config() -> GRPO:
         frozen=("router",),
         bias_rate=0.0,
         balance_weight=0.0,
-        micro_batch=32,
-        mesh=Mesh(fsdp=0, expert=8),
+        micro_batch=16,
+        mesh=Mesh(fsdp=0, expert=8, context=4),
     )

@@ -4,7 +4,7 @@
     sbatch --nodes=8 launch/slurm.sbatch r1_zero_qwen_32b                         # the same under SLURM
 
 Device    64 GPUs of 80 GB, weights split 8 ways in a node. Not run here. Rows need the extra `parquet`.
-Memory    MEMORY_32B GiB on each of 64: computed, as --dry-run does there.
+Memory    59.1 GiB on each of 64: computed, as --dry-run does there.
 Expected  AIME 2024 pass@1 47.0 %, cons@64 60.0 %, MATH-500 91.6 %, GPQA Diamond 55.0 %, LiveCodeBench 40.2 % after more than
           10,000 steps (arXiv 2501.12948v1, section 4.1) on mathematics, code and STEM; not the last two from mathematics alone,
           as here. On AIME 2024, DAPO reports 50 % from the same weights (arXiv 2503.14476).
@@ -39,14 +39,14 @@ def config() -> GRPO:
         clip_high=0.2,  # unpublished
         optimizer=Optimizer(lr=2e-6),  # betas, decay, clipping, warm-up: unpublished
         sampling=Sampling(temperature=1.0, max_new_tokens=32_768, stop=("</answer>",)),  # the stop string: unpublished
-        engine=Engine(slots=128, max_prompt_tokens=1024, chunk=128),  # unpublished
+        engine=Engine(slots=96, max_prompt_tokens=1024, chunk=128),  # unpublished
         sequence_length=33_792,
-        micro_batch=8,
+        micro_batch=4,
         param_dtype="bfloat16",  # unpublished
         matmul_dtype="bfloat16",  # unpublished
         remat="layer",
-        offload=("reference",),  # R1 offloaded what a phase does not use (appendix B.1)
-        mesh=Mesh(fsdp=0, tensor=8),  # unpublished
+        offload=("optimizer", "reference"),  # R1 offloaded what a phase does not use (appendix B.1)
+        mesh=Mesh(fsdp=0, tensor=8, context=2),  # unpublished
         eval=Eval(every=100, limit=256, final_samples=16),
         checkpoint=Checkpoint(every=50),
         workers=Workers(count=16),

@@ -21,6 +21,7 @@ def settings():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("nbclient", "ipykernel"))),
     reason="pip install nbclient ipykernel: 60 MB, most of it for typing into a kernel, so the extra test leaves them out",
