@@ -116,6 +116,13 @@ def bucket_errors(name: str = "") -> Iterator[None]:
         ) from e
 
 
+def list_buckets_anew() -> None:
+    """What lies in a bucket is asked each time: other processes, and libraries of this one, write there beside gcsfs."""
+    from fsspec.config import conf
+
+    conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
 def model_files(files: list[str]) -> list[str]:
     """Of a repository's files those that make up the model: safetensors with what is beside them, else its one GGUF file; of a
     run directory what tells which model and checkpoints it has.

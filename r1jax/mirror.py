@@ -51,6 +51,7 @@ def there(path: Path) -> Path | epath.Path:
         return path
     from etils import epath
 
+    hub.list_buckets_anew()
     return epath.Path(SCHEME + "/".join(path.relative_to(root).parts[1:]))
 
 

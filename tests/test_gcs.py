@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import test_resume
 import tiny
 
-from r1jax import config, mirror
+from r1jax import cli, config, mirror
 from r1jax.data.sources import Mixture, load
 from r1jax.stages.pipeline import PREEMPTED
 
@@ -31,7 +32,26 @@ def storage():
 def runs(tmp_path_factory, storage):
     runs = test_resume.Runs(tmp_path_factory.mktemp("gcs"))
     runs.env |= storage.environment | {"XDG_CACHE_HOME": str(runs.path / "home")}
+    runs.env["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR", runs.env["JAX_COMPILATION_CACHE_DIR"])
     return runs
+
+
+@pytest.fixture
+def train(runs, storage, monkeypatch, capsys):
+    """Trains stage.py in this process: (exit code, stdout, stderr)."""
+    for name, value in (storage.environment | {"XDG_CACHE_HOME": str(runs.path / "home")}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(runs.path)
+    (runs.path / "stage.py").write_text("import test_gcs\n\n\ndef config():\n    return test_gcs.settings()\n")
+
+    def train(run, trap=None):
+        if trap is not None:
+            (runs.path / "trap.json").write_text(json.dumps({"prompt": trap[0], "signal": trap[1]}))
+        with tiny.quick_to_compile():
+            code = cli.main(["train", "stage.py", "--run-dir", run])
+        return code, *capsys.readouterr()
+
+    return train
 
 
 def settings():
@@ -44,7 +64,7 @@ def prompt_of(step):
 
 
 def on_another_machine(runs):
-    shutil.rmtree(runs.path / "home")
+    shutil.rmtree(runs.path / "home/r1jax")
 
 
 def download(storage, run, to):
@@ -64,10 +84,9 @@ def steps_of(storage, stage):
 
 
 @with_gcsfs
-def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(runs, storage, tmp_path):
-    (runs.path / "stage.py").write_text("import test_gcs\n\n\ndef config():\n    return test_gcs.settings()\n")
-    done = runs.train("whole", config="stage.py")
-    assert done.returncode == 0, done.stderr
+def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(runs, train, storage, tmp_path):
+    code, _, err = train("whole")
+    assert code == 0, err
 
     # While step 6 is made: the save of step 4 waited for that of step 2.
     done = runs.train("gs://bucket/runs/one", config="stage.py", trap=(prompt_of(6), signal.SIGKILL))
@@ -82,16 +101,16 @@ def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(run
     storage.put("bucket/runs/one/checkpoints/99/digests-0-of-1", b"")
     on_another_machine(runs)
 
-    done = runs.train("gs://bucket/runs/one", config="stage.py", trap=(prompt_of(7), signal.SIGTERM))
-    assert done.returncode == PREEMPTED, done.stderr
-    assert f"going on from step {saved} of gs://bucket/runs/one" in done.stdout
-    assert "saved at step 7 of gs://bucket/runs/one; go on with --run-dir gs://bucket/runs/one\n" in done.stdout
+    code, out, err = train("gs://bucket/runs/one", trap=(prompt_of(7), signal.SIGTERM))
+    assert code == PREEMPTED, err
+    assert f"going on from step {saved} of gs://bucket/runs/one" in out
+    assert "saved at step 7 of gs://bucket/runs/one; go on with --run-dir gs://bucket/runs/one\n" in out
     assert steps_of(storage, "one")[-1] == 7 and not [name for name in storage if "/checkpoints/99/" in name]
     assert tiny.metrics(download(storage, "one", tmp_path / "told"))[-1]["step"] == 7
     on_another_machine(runs)
 
-    done = runs.train("gs://bucket/runs/one", config="stage.py")
-    assert done.returncode == 0, done.stderr
+    code, _, err = train("gs://bucket/runs/one")
+    assert code == 0, err
     found = download(storage, "one", tmp_path / "found")
     assert tiny.metrics(found) == tiny.metrics(runs.path / "whole")
     assert json.loads((found / "finished.json").read_text())["step"] == 8
@@ -103,8 +122,8 @@ def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(run
     assert order.index("checkpoints/8/state/manifest.ocdbt") > max(i for i in range(commit) if order[i] == "metrics.jsonl")
     assert order.index("finished.json") > commit
 
-    done = runs.train("gs://bucket/runs/one", config="stage.py")
-    assert done.returncode == 0 and "already finished at step 8" in done.stdout
+    code, out, _ = train("gs://bucket/runs/one")
+    assert code == 0 and "already finished at step 8" in out
 
 
 @with_gcsfs
@@ -128,18 +147,17 @@ def test_a_pipeline_too(runs, storage, tmp_path):
 
 
 @with_gcsfs
-def test_a_bucket_that_refuses_and_a_folder_of_other_things_are_one_line(runs, storage):
+def test_a_bucket_that_refuses_and_a_folder_of_other_things_are_one_line(train, storage):
     storage.put("bucket/other/notes.txt", b"mine")
-    done = runs.train("gs://bucket/other")
-    assert done.returncode == 2
-    assert done.stderr == "r1jax: error: gs://bucket/other already holds notes.txt; name a new or an empty directory\n"
+    code, _, err = train("gs://bucket/other")
+    assert (code, err) == (2, "r1jax: error: gs://bucket/other already holds notes.txt; name a new or an empty directory\n")
     storage.down = True
     try:
-        done = runs.train("gs://bucket/runs/none")
+        code, _, err = train("gs://bucket/runs/none")
     finally:
         storage.down = False
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("r1jax: error: gs://bucket/runs/none: ") and "credentials" in done.stderr
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("r1jax: error: gs://bucket/runs/none: ") and "credentials" in err
 
 
 EXPORTS = """
