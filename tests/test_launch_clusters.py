@@ -1,6 +1,7 @@
 """The launch scripts for machines that are not here, with stand-ins for gcloud, SLURM and kubectl that write down what they are
 asked for."""
 
+import importlib.util
 import json
 import os
 import re
@@ -137,6 +138,33 @@ def test_slurm_tells_jax_flags_that_it_knows(cluster):
     done, _ = submit(cluster, "quickstart", JAX_PLATFORMS="cpu", NCCL_DEBUG="WARN")
     assert done.returncode == 0, done.stderr
     assert "--xla_gpu_enable_latency_hiding_scheduler=true" in done.stdout
+
+
+# Starts both tasks of a step on this machine and ends with the worst code, as srun does.
+SRUN = """#!/bin/bash
+shift
+export SLURM_STEP_NUM_TASKS=2 SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=2 SLURM_NODEID=0
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks="$tasks $!"; done
+code=0
+for task in $tasks; do wait "$task" || code=$?; done
+exit $code
+"""
+SMALL = "import tiny\nfrom r1jax.config import Mesh\n\n\ndef config():\n    return tiny.grpo(mesh=Mesh(fsdp=2), steps=2)\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("r1jax.supervise"), reason="tasks of a step are supervised by r1jax.supervise")
+def test_slurm_trains_with_two_processes(cluster):
+    shim(cluster, "srun", SRUN)
+    (cluster / "small.py").write_text(SMALL)
+    env = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "PATH": os.environ["PATH"]}
+    env["PATH"] = f"{cluster / 'bin'}:{env['PATH']}"
+    env |= {"SLURM_JOB_ID": "71", "SLURM_SUBMIT_DIR": str(cluster / "checkout"), "R1JAX_PYTHON": sys.executable}
+    command = ["bash", str(cluster / "checkout/launch/slurm.sbatch"), "small.py"]
+    done = subprocess.run(command, env=env, cwd=cluster, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (cluster / "runs/small-71/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2]
 
 
 def test_slurm_dry_run(cluster):
