@@ -1,20 +1,25 @@
 """Runs on gs://, against a stand-in for Google Cloud Storage on this machine: metrics, events, samples and checkpoints."""
 
+import contextlib
 import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 
 import gcs_server
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import test_resume
 import tiny
 
 from r1jax import cli, config, mirror
+from r1jax.checkpoint import Checkpointer, CheckpointError
 from r1jax.data.sources import Mixture, load
 from r1jax.stages.pipeline import PREEMPTED
 
@@ -81,6 +86,44 @@ def steps_of(storage, stage):
     """The checkpoints of a stage that are whole."""
     marks = [name for name in storage if name.startswith(f"bucket/runs/{stage}/checkpoints/") and name.endswith("/about.json")]
     return sorted(int(name.split("/")[-2]) for name in marks)
+
+
+@with_gcsfs
+def test_checkpoints_in_a_bucket(storage, monkeypatch):
+    from etils import epath
+
+    for name, value in storage.environment.items():
+        monkeypatch.setenv(name, value)
+    place = epath.Path("gs://bucket/checkpoints")
+
+    def state(step):
+        return {"w": jnp.arange(6.0).reshape(2, 3) + step, "step": step}
+
+    with contextlib.closing(Checkpointer(place, keep=2)) as checkpoints:
+        assert checkpoints.latest() is None
+        for step, score in ((1, 0.9), (2, 0.1), (3, 0.2), (4, None)):
+            checkpoints.save(step, state(step), {"cursor": step}, score)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3, 4] and checkpoints.best() == 1  # the newest two, and the best
+        assert not [name for name in storage if name.startswith("bucket/checkpoints/2/")]
+        found, meta = checkpoints.restore(state(0))
+        np.testing.assert_array_equal(found["w"], state(4)["w"])
+        assert (found["step"], meta) == (4, {"cursor": 4})
+        storage.down = True
+        with pytest.raises(CheckpointError, match="could not save step 5 to gs://bucket/checkpoints: .*before it are intact"):
+            checkpoints.save(5, state(5), {})
+            checkpoints.wait()
+        storage.down = False
+
+    del storage["bucket/checkpoints/4/about.json"]  # as if its machine had vanished before this was written
+    file = next(name for name in storage if re.match("bucket/checkpoints/3/state/.*d/", name))
+    storage[file] = storage[file][:-1] + bytes([storage[file][-1] ^ 1])
+    with contextlib.closing(Checkpointer(place, read_only=True)) as checkpoints:
+        assert checkpoints.steps() == [1, 3] and [name for name in storage if name.startswith("bucket/checkpoints/4/")]
+        with pytest.raises(CheckpointError, match="start from gs://bucket/checkpoints@1"):
+            checkpoints.restore(state(0))
+    with contextlib.closing(Checkpointer(place)):
+        assert not [name for name in storage if name.startswith("bucket/checkpoints/4/")]
 
 
 @with_gcsfs
