@@ -94,7 +94,7 @@ def test_checkpoints_in_a_bucket(storage, monkeypatch):
 
     for name, value in storage.environment.items():
         monkeypatch.setenv(name, value)
-    place = epath.Path("gs://bucket/checkpoints")
+    place = epath.Path("gs://bucket/saved/checkpoints")
 
     def state(step):
         return {"w": jnp.arange(6.0).reshape(2, 3) + step, "step": step}
@@ -105,25 +105,25 @@ def test_checkpoints_in_a_bucket(storage, monkeypatch):
             checkpoints.save(step, state(step), {"cursor": step}, score)
         checkpoints.wait()
         assert checkpoints.steps() == [1, 3, 4] and checkpoints.best() == 1  # the newest two, and the best
-        assert not [name for name in storage if name.startswith("bucket/checkpoints/2/")]
+        assert not [name for name in storage if name.startswith("bucket/saved/checkpoints/2/")]
         found, meta = checkpoints.restore(state(0))
         np.testing.assert_array_equal(found["w"], state(4)["w"])
         assert (found["step"], meta) == (4, {"cursor": 4})
         storage.down = True
-        with pytest.raises(CheckpointError, match="could not save step 5 to gs://bucket/checkpoints: .*before it are intact"):
+        with pytest.raises(CheckpointError, match="could not save step 5 to gs://bucket/saved/.*before it are intact"):
             checkpoints.save(5, state(5), {})
             checkpoints.wait()
         storage.down = False
 
-    del storage["bucket/checkpoints/4/about.json"]  # as if its machine had vanished before this was written
-    file = next(name for name in storage if re.match("bucket/checkpoints/3/state/.*d/", name))
+    del storage["bucket/saved/checkpoints/4/about.json"]  # as if its machine had vanished before this was written
+    file = next(name for name in storage if re.match("bucket/saved/checkpoints/3/state/.*d/", name))
     storage[file] = storage[file][:-1] + bytes([storage[file][-1] ^ 1])
     with contextlib.closing(Checkpointer(place, read_only=True)) as checkpoints:
-        assert checkpoints.steps() == [1, 3] and [name for name in storage if name.startswith("bucket/checkpoints/4/")]
-        with pytest.raises(CheckpointError, match="start from gs://bucket/checkpoints@1"):
+        assert checkpoints.steps() == [1, 3] and [name for name in storage if name.startswith("bucket/saved/checkpoints/4/")]
+        with pytest.raises(CheckpointError, match="start from gs://bucket/saved@1"):
             checkpoints.restore(state(0))
     with contextlib.closing(Checkpointer(place)):
-        assert not [name for name in storage if name.startswith("bucket/checkpoints/4/")]
+        assert not [name for name in storage if name.startswith("bucket/saved/checkpoints/4/")]
 
 
 @with_gcsfs
