@@ -7,10 +7,14 @@
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
 
 The run of a pipeline holds config.json and a run directory per stage: RUN/sft, RUN/grpo.
+
+A run on ``gs://`` has a copy on this machine, and its paths are those of the copy: see ``r1jax.mirror``. Its checkpoints are in
+the bucket alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import fcntl
@@ -20,9 +24,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from r1jax import config
+from r1jax import config, mirror
+
+if TYPE_CHECKING:  # slow to import
+    from etils import epath
 
 FOUND = ("commits", "digests", "chosen")
 """What ``record`` adds to a config."""
@@ -39,6 +46,12 @@ class RunDir:
     config: dict
     """As in config.json."""
     _lock: TextIO | None = None
+    _uploads: mirror.Uploads | None = None
+
+    @property
+    def name(self) -> str:
+        """The directory as a person calls it."""
+        return str(mirror.there(self.path))
 
     @property
     def metrics(self) -> Path:
@@ -49,8 +62,8 @@ class RunDir:
         return self.path / "samples.jsonl"
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> Path | epath.Path:
+        return checkpoints(self.path)
 
     @property
     def exports(self) -> Path:
@@ -85,10 +98,53 @@ class RunDir:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         _write(self.path / "finished.json", {"step": step, "time": now})
 
+    def upload(self) -> None:
+        """Of a run on ``gs://``, copies what was written since the last time to the bucket.
+
+        Raises:
+          ValueError: the bucket does not take it.
+        """
+        if self._uploads is not None:
+            self._uploads.upload()
+
     def close(self) -> None:
-        """Lets another process train here. The kernel does it too when this process dies."""
-        if self._lock is not None:
-            self._lock.close()
+        """Uploads, and lets another process train here. The kernel does the second too when this process dies."""
+        try:
+            self.upload()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+
+def find(name: str, process: int = 0) -> Path:
+    """The directory of a run that is called ``name``. If that is on ``gs://`` it is a copy of what the bucket holds now.
+
+    Args:
+      process: each has a copy of its own.
+
+    Raises:
+      ValueError: the bucket cannot be read, or holds something else there.
+      config.ConfigError: another process on this machine trains there.
+    """
+    if not mirror.is_remote(name):
+        return Path(name)
+    path = mirror.here(name, process)
+    path.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(_take_lock(path)):
+        mirror.fetch(path)
+    return path
+
+
+def checkpoints(stage: Path) -> Path | epath.Path:
+    """Where the checkpoints of a stage lie."""
+    return mirror.there(stage) / mirror.CHECKPOINTS
+
+
+def saved_steps(stage: Path) -> list[int]:
+    """The steps of the checkpoints of a stage's run directory, which need not exist."""
+    found = [p for p in checkpoints(stage).glob("*") if p.name.isdigit()]
+    # In a bucket one is there once it has its last file: see ``r1jax.checkpoint``.
+    return [int(p.name) for p in found if not mirror.is_remote(p) or (p / "about.json").exists()]
 
 
 def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
@@ -104,14 +160,15 @@ def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
         path.mkdir(parents=True, exist_ok=True)
         # A process killed in here leaves no more than its lock and a part of the config.
         if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name}):
-            raise config.ConfigError(f"{path} already holds {', '.join(held[:3])}; name a new or an empty directory")
+            place = mirror.there(path)
+            raise config.ConfigError(f"{place} already holds {', '.join(held[:3])}; name a new or an empty directory")
         lock = _take_lock(path)
         _write(path / "config.json", config_json)
     except OSError as error:
         raise config.ConfigError(
             f"cannot make the run directory {path}: {error.strerror}; name another with --run-dir"
         ) from error
-    return RunDir(path, config_json, lock)
+    return RunDir(path, config_json, lock, _uploads(path))
 
 
 def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config.SAFE_TO_CHANGE) -> RunDir:
@@ -135,25 +192,26 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] = config
     except OSError as error:
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
     old = _read_config(path)
+    name = mirror.there(path)
     was, asked = (_stages(c) or [c["kind"]] for c in (old, config_json))
     if was != asked and last_saved(path):
         lock.close()
         raise config.ConfigError(
-            f"{path} is a run of another config: its stages are {', '.join(was)}, not {', '.join(asked)}; name another place"
+            f"{name} is a run of another config: its stages are {', '.join(was)}, not {', '.join(asked)}; name another place"
         )
     changes = config.diff({name: value for name, value in old.items() if name not in FOUND}, config_json)
     if refused := [c for c in changes if not _is_safe(c[0], config_json, safe) and _has_saved(path, c[0], old)]:
         lock.close()
         raise config.ConfigError(
-            f"{path} was trained with another config: {_tell(refused)}. A resumed run may change only {', '.join(safe)}; "
-            f"start a new run with --init {path}@STEP (of a pipeline's stage --STAGE.init), or give the old values"
+            f"{name} was trained with another config: {_tell(refused)}. A resumed run may change only {', '.join(safe)}; "
+            f"start a new run with --init {name}@STEP (of a pipeline's stage --STAGE.init), or give the old values"
         )
     # The mark goes first: killed between the two, the run is still resumed.
     if any(place.split(".")[-1] == "steps" and (new or 0) > (was or 0) for place, was, new in changes):
         (path / "finished.json").unlink(missing_ok=True)
     if changes:
         _write(path / "config.json", config_json | {name: old[name] for name in FOUND if name in old})
-    return RunDir(path, config_json, lock)
+    return RunDir(path, config_json, lock, _uploads(path))
 
 
 def is_run(path: Path) -> bool:
@@ -174,7 +232,7 @@ def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:
 
 def has_checkpoint(stage: Path) -> bool:
     """Whether the run directory of a stage, which need not exist, has one."""
-    return any(p.name.isdigit() for p in (stage / "checkpoints").glob("*"))
+    return bool(saved_steps(stage))
 
 
 def chosen(stage: Path | None) -> dict[str, int]:
@@ -188,7 +246,7 @@ def last_saved(path: Path) -> str:
         return ""
     found = _read_config(path)
     for name in [""] if _is_stage(found) else reversed(_stages(found)):
-        if steps := [int(p.name) for p in (path / name / "checkpoints").glob("*") if p.name.isdigit()]:
+        if steps := saved_steps(path / name):
             return f"step {max(steps)}" + (f" of {name}" if name else "")
     return ""
 
@@ -205,7 +263,8 @@ def last_stage(path: Path) -> Path:
     for stage in candidates:
         if has_checkpoint(stage):
             return stage
-    raise config.ConfigError(f"{path} has no checkpoint yet; train it with --run-dir {path}")
+    name = mirror.there(path)
+    raise config.ConfigError(f"{name} has no checkpoint yet; train it with --run-dir {name}")
 
 
 def _is_stage(found: Any) -> bool:
@@ -227,8 +286,8 @@ def _is_safe(place: str, config_json: dict, safe: Collection[str]) -> bool:
 def _has_saved(path: Path, place: str, found: Any) -> bool:
     """Whether what a field of the config belongs to, a pipeline's stage or all of the run, has a checkpoint."""
     first = place.split(".")[0]
-    part = path / first if first in _stages(found) else path
-    return any(p.name.isdigit() for p in part.glob("**/checkpoints/*"))
+    stages = _stages(found)
+    return any(has_checkpoint(path / stage) for stage in ([first] if first in stages else stages or [""]))
 
 
 def _tell(changes: list[tuple[str, Any, Any]], most: int = 8) -> str:
@@ -279,7 +338,7 @@ def _take_lock(path: Path) -> TextIO:
         holder = file.read().strip() or "unknown"
         file.close()
         raise config.ConfigError(
-            f"another process (pid {holder}) is training in {path}; stop it or name another directory"
+            f"another process (pid {holder}) is training in {mirror.there(path)}; stop it or name another directory"
         ) from error
     except OSError as error:
         # Some cluster file systems have no locks; better to train there without one than not at all.
@@ -290,6 +349,10 @@ def _take_lock(path: Path) -> TextIO:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def _uploads(path: Path) -> mirror.Uploads | None:
+    return mirror.Uploads(path) if mirror.is_remote(mirror.there(path)) else None
 
 
 def _unused(path: Path) -> Path:

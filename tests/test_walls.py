@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Room -> what it may import of ours, from the ground floor up. A name allows everything below it; a room may import itself.
-FLOOR_0 = ("config", "rewards", "hub", "types")
+FLOOR_0 = ("config", "rewards", "hub", "mirror", "types")
 FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora")
 FLOOR_4 = (*FLOOR_1, "nn", "losses", "advantages", "data", "models", "rollout", "train", "checkpoint", "convert")
 FLOOR_5 = (*FLOOR_4, "plan", "eval", "bench", "observe", "rundir", "loading", "doctor")
@@ -19,6 +19,7 @@ ROOMS = {
     "config": (),
     "rewards": ("config",),
     "hub": (),
+    "mirror": ("hub",),
     "types": (),
     "params": FLOOR_0,
     "sharding": (*FLOOR_0, "params"),  # the rules lay out trees of ParamSpec
@@ -52,6 +53,7 @@ STARTERS = ("stages.pipeline", "stages.bench")  # only these import them
 THIRD_PARTY = {
     "tokamax": ("nn.kernels",),
     "orbax": ("checkpoint",),
+    "etils": ("mirror", "checkpoint", "rundir"),
     "grain": ("data",),
     "optax": ("train",),
     "safetensors": ("convert",),
@@ -66,7 +68,8 @@ THIRD_PARTY = {
     "argparse": ("cli",),
     "jax.distributed": ("cli",),
 }
-WITHOUT_JAX = ("config", "rewards", "hub", "arguments", "cli", "__main__")  # at import; cli imports rooms in functions
+# At import; cli imports rooms in functions.
+WITHOUT_JAX = ("config", "rewards", "hub", "mirror", "arguments", "cli", "__main__")
 JAX = ("jax", "jaxlib", "flax", "chex", "optax", "orbax")
 
 

@@ -23,7 +23,7 @@ class Train:
     config: str
     """Name of a shipped config (``r1jax configs``) or path of a .py file."""
     run_dir: str | None = None
-    """Where to write. A directory that holds a run is resumed; None makes runs/CONFIG-DATE-TIME."""
+    """Where to write, also gs://BUCKET/RUN. A directory that holds a run is resumed; None makes runs/CONFIG-DATE-TIME."""
     dry_run: bool = False
     """Validate, show the memory table, one batch as text and the rewards of a gold answer, and stop."""
 

@@ -37,20 +37,20 @@ def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, 
         return show_dry_run(settings, name)
     if jax.process_count() > 1 and run_dir is None:
         raise config.ConfigError("several processes must agree on the run directory; name it with --run-dir")
-    path = None if run_dir is None else Path(run_dir)
+    path = None if run_dir is None else rundir.find(run_dir, jax.process_index())
     # A run that is there may refuse the config or be finished, whatever has become of its rows and weights; a directory is
     # only made for what could be trained.
     run = open_run(name, settings, path) if path is not None and rundir.is_run(path) else None
     try:
         prepared = prepare_all(settings, name, run and run.path)
         run = run or open_run(name, settings, path)
-        print(f"run directory: {run.path}", flush=True)
+        print(f"run directory: {run.name}", flush=True)
         if isinstance(settings, Pipeline):
             train_stages(settings, prepared, run)
         else:
             train_stage(prepared.get(name), settings, run, name)
     except Preempted as saved:
-        print(f"{saved}; go on with --run-dir {run.path}", flush=True)
+        print(f"{saved}; go on with --run-dir {run.name}", flush=True)
         return PREEMPTED
     except KeyboardInterrupt:
         # The command line says how to go on with a run.
@@ -60,6 +60,7 @@ def train(settings: Stage | Pipeline, *, name: str, run_dir: str | None = None, 
             run.close()
     if jax.process_index() == 0:
         summary.show(run.path, settings)
+        run.upload()
     return 0
 
 
@@ -87,6 +88,8 @@ def train_stages(pipeline: Pipeline, prepared: dict[str, Prepared], run: RunDir)
         try:
             found = prepared.get(name)
             if found is not None and stage.init in done and not rundir.has_checkpoint(inner.path):
+                if jax.process_index() > 0:
+                    rundir.find(run.name, jax.process_index())  # of a run on gs://, what the first process has written since
                 # A stage's config names its input by stage; only here does the name become weights.
                 found = dataclasses.replace(found, opened=loading.open_model(str(done[stage.init])))
             train_stage(found, stage, inner, f"{run.path.name}/{name}")

@@ -144,14 +144,17 @@ class Workspace:
             answers, about = saved(self.kept, self.ahead and self.ahead.result())
             if about is not None:
                 meta["ahead"] = about
-            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score, answers)
             if jax.process_index() == 0:
                 self.ledger.save()
+                self.metrics.flush()
+                self.run.upload()  # first: what a checkpoint goes on from must not be lost with the machine
+            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score, answers)
 
     def export(self) -> None:
         """Writes RUN/exports/STEP."""
         with self.phase("export"):
             export_step(self.planned_export, self.state.params, self.run.exports, self.step, self.stage.export.keep)
+            self.run.upload()
 
     def stop_if_terminated(self) -> None:
         """Saves and leaves if a SIGTERM or SIGHUP arrived. Call it where the state is whole: between rounds."""
@@ -163,7 +166,7 @@ class Workspace:
             if seen_by_first(self.checkpoints.latest() != self.step):  # saved just now, it has the score of its evaluation
                 self.save()
                 self.checkpoints.wait()
-            raise Preempted(f"told to end: saved at step {self.step} of {self.run.path}")
+            raise Preempted(f"told to end: saved at step {self.step} of {self.run.name}")
 
 
 def told(metrics: Any) -> Any:
@@ -213,7 +216,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
                 cursor = Cursor(**meta["cursor"])
                 if meta["data"] != mixture.fingerprint:
                     raise config.ConfigError(
-                        f"{run.path}: its sources changed since step {latest}; restore them, or start a new run from it"
+                        f"{run.name}: its sources changed since step {latest}; restore them, or start a new run from it"
                     )
         # An attempt that trained nothing counts for nothing: not even its evaluation before step 1 is kept.
         resumed_at = latest or -1
@@ -227,7 +230,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
             )
             samples = stack.enter_context(SamplesWriter(run.path, resumed_at=resumed_at))
         if latest is not None:
-            display.note(f"going on from step {latest} of {run.path}")
+            display.note(f"going on from step {latest} of {run.name}")
         ledger = Ledger(run.path, mesh.size)
         terminating = stack.enter_context(_told_to_end())
         work = Workspace(
