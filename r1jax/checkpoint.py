@@ -30,16 +30,14 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from r1jax import processes
 from r1jax.params import path_name
 
 Tree = Any
 
 # Orbax tells every step of a save, and logs the traceback of each thread that failed beside raising what we turn into one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno == logging.WARNING)
-
-_BARRIER_MS = 30 * 60 * 1000
 
 
 class CheckpointError(ValueError):
@@ -59,7 +57,6 @@ class Checkpointer:
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._pending: tuple[int, concurrent.futures.Future] | None = None
-        self._saves = 0
         # Weights hardly compress, and trying costs more time than the writing.
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False))
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -94,8 +91,7 @@ class Checkpointer:
             self._orbax.save(part / "state", args=ocp.args.PyTreeSave(arrays))
         except OSError as error:
             raise self._cannot_save(step, error) from error
-        self._saves += 1
-        self._pending = step, self._thread.submit(self._commit, step, part, self._saves)
+        self._pending = step, self._thread.submit(self._commit, step, part)
 
     def wait(self) -> None:
         """Returns when the save under way is a checkpoint.
@@ -107,7 +103,7 @@ class Checkpointer:
             return
         (step, future), self._pending = self._pending, None
         error = future.exception()
-        if _first([error is not None]) is not None:
+        if processes.any_of("saved", error is not None):
             raise self._cannot_save(step, error) from error
 
     def close(self) -> None:
@@ -118,26 +114,25 @@ class Checkpointer:
             self._thread.shutdown()
             self._orbax.close()
 
-    def _commit(self, step: int, part: Path, save: int) -> None:
+    def _commit(self, step: int, part: Path) -> None:
         """Runs in the thread. A process that fails still meets the others at both barriers: they must not wait for it."""
         self._orbax.wait_until_finished()
-        process, processes = jax.process_index(), jax.process_count()
-        barrier = ocp.multihost.get_barrier_sync_fn()
+        process, count = jax.process_index(), jax.process_count()
         try:
             try:
                 files = [part / "about.json", *(p for p in (part / "state").rglob("*") if p.is_file())]
-                mine = sorted(p.relative_to(part).as_posix() for p in files)[process::processes]
+                mine = sorted(p.relative_to(part).as_posix() for p in files)[process::count]
                 lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(part, mine))
-                _write(part / f"digests-{process}-of-{processes}", _signed(lines))
+                _write(part / f"digests-{process}-of-{count}", _signed(lines))
             finally:
-                barrier(key=f"r1jax_digests_{save}_{step}", timeout_ms=_BARRIER_MS)
-            if process == 0 and len(list(part.glob("digests-*-of-*"))) == processes:
+                processes.meet(f"digests of step {step}")
+            if process == 0 and len(list(part.glob("digests-*-of-*"))) == count:
                 self._remove(step)
                 part.rename(self.directory / str(step))
                 _sync_directory(self.directory)
                 self._prune(step)
         finally:
-            barrier(key=f"r1jax_commit_{save}_{step}", timeout_ms=_BARRIER_MS)
+            processes.meet(f"checkpoint of step {step}")
 
     def _prune(self, saved: int) -> None:
         try:
@@ -265,7 +260,7 @@ class Checkpointer:
         names = sorted(expected)
         path = self.directory / str(step)
         problem = _check(path, names[jax.process_index() :: jax.process_count()], expected)
-        if _first([problem is not None]) is not None:
+        if processes.any_of("checked the checkpoint", problem is not None):
             raise self._damaged(step, problem or f"{path}: another process found a damaged file")
 
     def _damaged(self, step: int, problem: str) -> CheckpointError:
@@ -276,13 +271,6 @@ class Checkpointer:
         if earlier is None:
             way_out = f"no other checkpoint is left: remove {run} to train it from its beginning"
         return CheckpointError(f"damaged checkpoint: {problem}; {way_out}")
-
-
-def _first(flags: list[bool]) -> int | None:
-    """The first process that raises its flag, agreed between all of them."""
-    if jax.process_count() > 1:
-        flags = multihost_utils.process_allgather(np.asarray(flags)).ravel().tolist()
-    return flags.index(True) if True in flags else None
 
 
 def _flatten(state: Tree) -> tuple[dict[str, jax.Array | np.ndarray], dict[str, dict]]:

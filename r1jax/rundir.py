@@ -5,6 +5,7 @@
     RUN/samples.jsonl    rollouts                   RUN/finished.json  step and time, when the last step was made
     RUN/model/           what the weights are: architecture, tokenizer, template, and of a LoRA run its base
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
+    RUN/logs/            of several processes: what each printed (rank-1.log), and what it did last (rank-1.json)
 
 The run of a pipeline holds config.json and a run directory per stage: RUN/sft, RUN/grpo.
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from r1jax import config
+from r1jax import config, supervise
 
 FOUND = ("commits", "digests", "chosen")
 """What ``record`` adds to a config."""
@@ -98,12 +99,12 @@ def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
       config.ConfigError: it cannot be made, or holds something already.
     """
     if path is None:
-        path = _unused(Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        path = unused(name)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # A process killed in here leaves no more than its lock and a part of the config.
-        if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name}):
+        # A process killed in here leaves no more than its lock and a part of the config; its parent has made the logs.
+        if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name, supervise.LOGS}):
             raise config.ConfigError(f"{path} already holds {', '.join(held[:3])}; name a new or an empty directory")
         lock = _take_lock(path)
         _write(path / "config.json", config_json)
@@ -292,8 +293,9 @@ def _take_lock(path: Path) -> TextIO:
     return file
 
 
-def _unused(path: Path) -> Path:
-    """The path, with a number behind it if two runs start in the same second."""
+def unused(name: str) -> Path:
+    """Where a new run lies by default: ``runs/NAME-YYYYMMDD-HHMMSS``, with a number behind it if two start in one second."""
+    path = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     candidate, number = path, 2
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1

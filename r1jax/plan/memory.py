@@ -19,10 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.table import Table
 
-from r1jax import config, lora, sharding
+from r1jax import config, lora, processes, sharding
 from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
@@ -419,7 +418,8 @@ def _least(size: int | None) -> int | None:
     """Over all processes, None where one does not know."""
     if jax.process_count() == 1:
         return size
-    least = int(multihost_utils.process_allgather(np.int32(-1 if size is None else size >> 20)).min())  # MiB: 32 bits suffice
+    mine = np.int32(-1 if size is None else size >> 20)  # MiB: 32 bits suffice
+    least = int(processes.gather("free memory", mine).min())
     return None if least < 0 else least << 20
 
 

@@ -13,11 +13,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
-from r1jax import config, loading, lora
+from r1jax import config, loading, lora, processes
 from r1jax.checkpoint import Checkpointer
 from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
@@ -134,20 +132,13 @@ class Workspace:
 
     def stop_if_terminated(self) -> None:
         """Saves and leaves if a SIGTERM or SIGHUP arrived. Call it where the state is whole: between rounds."""
-        told = np.array(self.terminating.is_set())
-        if jax.process_count() > 1:
-            told = multihost_utils.process_allgather(told)
-        if told.any():
+        if processes.any_of("told to end", self.terminating.is_set()):
             self.checkpoints.wait()
-            if seen_by_first(self.checkpoints.latest() != self.step):  # saved just now, it has the score of its evaluation
+            # Saved just now, it has the score of its evaluation.
+            if processes.first_says("not saved yet", self.checkpoints.latest() != self.step):
                 self.save()
                 self.checkpoints.wait()
             raise Preempted(f"told to end: saved at step {self.step} of {self.run.path}")
-
-
-def seen_by_first(value: bool) -> bool:
-    """What process 0 sees in the run directory: on a network disk others may see it later, and what follows takes them all."""
-    return bool(multihost_utils.broadcast_one_to_all(np.array(value))) if jax.process_count() > 1 else value
 
 
 @contextlib.contextmanager
