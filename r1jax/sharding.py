@@ -79,6 +79,36 @@ def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.M
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def trainer_mesh(sizes: config.Mesh, engine: config.Engine) -> jax.sharding.Mesh:
+    """``make_mesh`` of the devices that train: all, or those that ``engine.devices`` leaves.
+
+    Raises:
+      ValueError: as ``make_mesh``; or no device is left, or there are several processes.
+    """
+    if not engine.devices:
+        return make_mesh(sizes)
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"engine.devices is {engine.devices}, but there are {jax.process_count()} processes: weights are sent to other "
+            "devices within one process only; set it to 0, and engine.mesh to how the sampler uses all of them"
+        )
+    devices = jax.devices()
+    if engine.devices >= len(devices):
+        raise ValueError(f"engine.devices is {engine.devices} of {len(devices)}; leave at least one for the trainer")
+    return make_mesh(sizes, devices[: -engine.devices])
+
+
+def sampler_mesh(engine: config.Engine, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """Where a stage samples whose trainer has ``mesh``.
+
+    Raises:
+      ValueError: as ``make_mesh``.
+    """
+    if engine.devices:
+        return make_mesh(engine.mesh or config.Mesh(), jax.devices()[-engine.devices :])
+    return mesh if engine.mesh is None else make_mesh(engine.mesh, list(mesh.devices.flat))
+
+
 def describe(mesh: jax.sharding.Mesh) -> str:
     split = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind}" + (f" as {split}" if split else "")

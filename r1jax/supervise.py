@@ -37,7 +37,8 @@ INTERRUPTING = 30.0  # for all to end at Ctrl-C: a save may be under way
 TAIL = 200  # lines of a worker's stderr in which jax may have named a lost peer
 
 # What jax's coordination service says of a peer that is gone.
-_PEER = re.compile(r"(?:task:|task names?:\s*|tasks? are unhealthy[^:]*:\s*|[Tt]ask )(\d+)")
+_PEER = re.compile(r"stopped sending heartbeats\):\s*(\d+)")
+_FIRST = re.compile(r"error information from remote target coordination_service")  # which process 0 runs
 
 
 # -- The worker's side
@@ -285,8 +286,10 @@ def _named(worker: Worker | None) -> int | None:
     """The peer that jax named in what a worker said last."""
     if worker is None:
         return None
-    ranks = [int(rank) for line in worker.last_words() for rank in _PEER.findall(line)]
-    return next((rank for rank in ranks if rank != worker.rank), None)
+    words = "\n".join(worker.last_words())
+    if (found := _PEER.search(words)) is not None:
+        return int(found[1])
+    return 0 if worker.rank != 0 and _FIRST.search(words) else None
 
 
 def _how(code: int) -> str:

@@ -68,18 +68,23 @@ class Memory:
     """Of ``host_moments`` the most that a step has on the device: a layer's, or an array's that has no layers, old and new."""
     host_capacity: int | None = None
     """What is free on the host for each of its devices; None if it does not tell."""
+    apart: bool = False
+    """The sampler has devices of its own (``engine.devices``), which hold its weights, ``cache`` and ``sampling`` alone."""
 
     @property
     def resident(self) -> int:
-        return self.weights + self.moments + self.reference + self.sampler
+        return self.weights + self.moments + self.reference + (0 if self.apart else self.sampler)
 
     @property
     def need(self) -> int:
-        return self.resident + max(
+        rollout = self.cache + self.sampling
+        training = max(
             self.gradients + max(self.activations, self.layer),
             self.host_reference + self.activations if self.host_reference else 0,
-            self.cache + self.sampling,
         )
+        if self.apart:
+            return max(self.resident + training, self.sampler + rollout)
+        return self.resident + max(training, rollout)
 
     @property
     def host_need(self) -> int:
@@ -174,7 +179,8 @@ def table(
     sampling = None
     if samples:
         cap, routes = longest_answer(stage), route_bytes(stage, model)
-        sampling = Sampling.of(model, mesh, stage.engine, cap, stage.lora, weights, routes)
+        where = sharding.sampler_mesh(stage.engine, mesh)
+        sampling = Sampling.of(model, where, stage.engine, cap, stage.lora, weights, routes)
     with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
         backward = activations(stage, model, mesh, trainer.mask)
     found = Memory(
@@ -189,6 +195,7 @@ def table(
         capacity=capacity if capacity is not None else available(mesh),
         host_moments=host_bytes(state.opt_state) + host_bytes(state.master),
         host_reference=host_bytes(state.reference),
+        apart=stage.engine.devices > 0,
         layer=2 * largest_layer(trainer, state, trainable) if "optimizer" in stage.offload else 0,
         host_capacity=host_capacity if capacity is not None else available_on_host(mesh),
     )
@@ -407,7 +414,7 @@ def available(mesh: jax.sharding.Mesh) -> int | None:
 def available_on_host(mesh: jax.sharding.Mesh) -> int | None:
     """Bytes of the host's free memory for each of its devices, where there is least. Every process must ask."""
     host = host_available()
-    return _least(None if host is None else host // max(1, len(_local(mesh))))
+    return _least(None if host is None else host // max(1, processes.beside() * len(_local(mesh))))
 
 
 def _local(mesh: jax.sharding.Mesh) -> list[jax.Device]:

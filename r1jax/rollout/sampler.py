@@ -76,6 +76,11 @@ class Sampler:
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
         self.params = self._weights.take(params) if copy else self._weights.take_over(params)
 
+    @property
+    def reshard_bytes(self) -> int:
+        """What the last ``load`` wrote, on all devices together."""
+        return self._weights.written
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

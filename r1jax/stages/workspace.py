@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from r1jax import config, loading, lora, processes
+from r1jax import config, loading, lora, processes, sharding
 from r1jax.checkpoint import Checkpointer
 from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
@@ -110,6 +110,12 @@ class Workspace:
         self.seconds[phase.name] = self.seconds.get(phase.name, 0.0) + phase.seconds
         self.ledger.add(phase.name, phase.seconds, phase.tokens)
 
+    def load_sampler(self) -> None:
+        """The sampler takes the weights of now."""
+        with self.phase("reshard"):
+            self.sampler.load(self.state.params)
+            jax.block_until_ready(self.sampler.params)
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics, and one on the terminal."""
         values = {**values, **{f"time/{name}": s for name, s in self.seconds.items()}}
@@ -147,8 +153,9 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
     main = jax.process_index() == 0
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
+    where = sharding.sampler_mesh(stage.engine, mesh)
     sampler = Sampler(
-        model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
+        model, stage.engine, where, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
         record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -193,7 +200,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
             samples = stack.enter_context(SamplesWriter(run.path, resumed_at=resumed_at))
         if latest is not None:
             display.note(f"going on from step {latest} of {run.path}")
-        ledger = Ledger(run.path, mesh.size)
+        ledger = Ledger(run.path, mesh.size + stage.engine.devices)
         terminating = stack.enter_context(_told_to_end())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
