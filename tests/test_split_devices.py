@@ -30,21 +30,28 @@ def engine(**changes):
     return config.Engine(slots=16, max_prompt_tokens=8, chunk=4, **changes)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "sampling"),
-    [
-        (config.Mesh(fsdp=2), engine(devices=4, mesh=config.Mesh(fsdp=2, tensor=2))),
-        (config.Mesh(fsdp=4), engine(mesh=config.Mesh(fsdp=1, data=2, expert=2))),
-    ],
-    ids=["devices of its own", "another mesh"],
-)
-def test_where_answers_are_sampled_changes_none_of_them(shared, tmp_path, mesh, sampling):
-    metrics, samples = run(tmp_path / "run", mesh=mesh, engine=sampling)
+def test_where_answers_are_sampled_changes_none_of_them(shared, tmp_path):
+    apart = engine(devices=4, mesh=config.Mesh(fsdp=2, tensor=2))
+    metrics, samples = run(tmp_path / "run", mesh=config.Mesh(fsdp=2), engine=apart)
     assert samples == shared[1]
     for row, reference in zip(metrics, shared[0], strict=True):
         written = row.pop("rollout/reshard_bytes")
         assert row == pytest.approx({k: v for k, v in reference.items() if k != "rollout/reshard_bytes"}, rel=1e-5, abs=1e-5)
         assert written > reference["rollout/reshard_bytes"]  # copies
+
+
+def test_the_trainers_devices_may_lie_in_another_order():
+    """Which no one program can take: the arrays are sent."""
+    mesh = sharding.make_mesh(config.Mesh(fsdp=4))
+    turned = sharding.make_mesh(config.Mesh(fsdp=1, expert=4), list(mesh.devices.flat)[::-1])
+    params = Trainer(tiny.grpo(mesh=config.Mesh(fsdp=4)), tiny.MOE, mesh).init_params(0)
+    taken = []
+    for where in (mesh, turned):
+        sampler = Sampler(tiny.MOE, engine(), where, end_ids=())
+        sampler.load(params)
+        taken.append([np.asarray(x) for x in jax.tree.leaves(sampler.params)])
+    for a, b in zip(*taken, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_each_device_holds_its_own_part_alone():
