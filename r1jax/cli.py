@@ -432,7 +432,7 @@ def start_distributed() -> None:
     here = place.from_environment()
     if here is None:
         return
-    supervise.tell(phase="join")
+    supervise.tell(phase=supervise.JOIN)
     patience, heartbeat = seconds("R1JAX_JOIN_SECONDS", 300), seconds("R1JAX_HEARTBEAT_SECONDS", 100)
     here.reach(patience)
     where: dict[str, Any] = {}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -212,6 +213,25 @@ def put(x: np.ndarray, mesh: jax.sharding.Mesh, table: Rules, *axes: str | None)
     """A host array that every process holds becomes one global array; each process uploads its own part."""
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, partition(axes, table)), lambda index: x[index])
+
+
+def fetch_rows(x: jax.Array, rows: Sequence[int]) -> np.ndarray:
+    """As ``fetch``, but only these rows of x[S, ...] mean anything: of what lies with other processes no more travels."""
+    out = np.zeros(x.shape, x.dtype)
+    if not rows:
+        return out
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    few = 1 << (len(rows) - 1).bit_length()  # one program for numbers that differ little
+    padded = np.array([*rows, *[rows[0]] * (few - len(rows))], np.int32)
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+    out[padded] = np.asarray(_take_rows(x, padded, where=everywhere))
+    return out
+
+
+@partial(jax.jit, static_argnames="where")
+def _take_rows(x: jax.Array, rows: jax.Array, where: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x[rows], where)
 
 
 def fetch(x: jax.Array) -> np.ndarray:

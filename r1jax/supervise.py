@@ -29,6 +29,7 @@ NEWS = "R1JAX_NEWS"
 LOGS = "logs"
 """The folder of a run directory for what several processes print, and for what parents tell each other."""
 MISTAKE, GUARD, PREEMPTED = 2, 3, 75  # exit codes
+JOIN = "join"  # the phase in which processes wait for each other at the start
 BEAT = 0.2  # seconds between two looks at the workers
 TELL = 2.0  # between two looks at what other parents say, and two words to them
 SETTLE = 5.0  # after a death: who died of it says so too, and the parent of who died first may be elsewhere
@@ -68,7 +69,7 @@ class Worker:
     """A process of the group that runs on this machine."""
 
     def __init__(self, command: Sequence[str], place: Place, logs: Path):
-        self.rank, self.logs, self.host = place.rank, logs, socket.gethostname()
+        self.rank, self.count, self.logs, self.host = place.rank, place.count, logs, socket.gethostname()
         self.name = self.host if place.rank is None else f"rank-{place.rank}"
         self.log = logs / f"{self.name}.log"
         self.news: dict = {"phase": "start", "step": 0}
@@ -204,6 +205,10 @@ class _Peers:
                     found.append(json.loads(file.read_text()))
         return found
 
+    def came(self) -> set[int]:
+        """Ranks whose parents have been there since we began."""
+        return {s["rank"] for s in self.states() if s["time"] > self._began}
+
     def lost(self) -> dict | None:
         """The one that died first since we began; what an earlier attempt left is older."""
         dead = [s for s in self.states() if "ended" in s and s["ended_at"] > self._began]
@@ -273,8 +278,12 @@ def _judge(workers: list[Worker], asked: bool, peers: _Peers | None, known: dict
     if peers is not None and (named := _named(first)) is not None:
         state = next((s for s in peers.states() if s["rank"] == named), {"rank": named})
         return _line(state, f"rank {first.rank} heard of it no more and ended too"), 1
-    first.publish(ended=_how(code), ended_at=first.died)
-    return _line(first.state(), _how(code)), max(code, 1)
+    how = _how(code)
+    if peers is not None and first.count and first.news["phase"] == JOIN and code == -signal.SIGABRT:  # so jax stops waiting
+        silent = sorted(set(range(first.count)) - {w.rank for w in workers} - peers.came())
+        how = f"not all {first.count} processes came in time, and of rank {', '.join(map(str, silent))} nothing was heard"
+    first.publish(ended=how, ended_at=first.died)
+    return _line(first.state(), how), max(code, 1)
 
 
 def _blame(worker: Worker) -> tuple[bool, float]:

@@ -348,7 +348,7 @@ TWO_PROCESSES = """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from r1jax import checkpoint, processes
+    from r1jax import checkpoint, processes, sharding
     from r1jax.checkpoint import Checkpointer, CheckpointError
     from r1jax.config.base import ProcessLost
 
@@ -403,6 +403,8 @@ TWO_PROCESSES = """
     assert [processes.first_says("first", process == i) for i in (0, 1)] == [True, False]
     assert [processes.any_of("any", process == i) for i in (0, 1, 2)] == [True, True, False]
     assert processes.beside() == 2
+    rows = sharding.fetch_rows(state((4, 2), P("a", "b"), 1)["x"], [6, 1, 3])
+    assert np.array_equal(rows[[6, 1, 3]], (1 + whole)[[6, 1, 3]]) and not rows[[0, 2, 4, 5, 7]].any()
     try:
         if process == 0:
             processes.meet("lunch", seconds=1)

@@ -193,6 +193,15 @@ def test_a_lost_machine_is_named_by_what_jax_says(tmp_path, lost, words):
     assert f"rank {lost} on far in phase update after step 6 was lost: rank {survivor} heard of it no more" in lines(err)[0]
 
 
+def test_those_that_did_not_come_are_named(tmp_path):
+    """jax aborts who waited for them."""
+    (tmp_path / "logs").mkdir()
+    there = {"rank": 2, "host": "far", "phase": "join", "step": 0, "log": "l", "time": time.time() + 60}
+    (tmp_path / "logs" / "rank-2.json").write_text(json.dumps(there))
+    code, _, err = ended(parent(tmp_path, 'tell(phase="join", step=0); os.abort()', "[Place('h:1', 4, 0)]"))
+    assert code == 1 and "not all 4 processes came in time, and of rank 1, 3 nothing was heard" in lines(err)[0]
+
+
 def test_news_without_a_parent_are_nobodys(monkeypatch):
     monkeypatch.delenv(supervise.NEWS, raising=False)
     supervise.tell(phase="rollout")

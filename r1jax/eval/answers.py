@@ -181,6 +181,7 @@ def _gather(value: Any) -> list[Any]:
     """Every process's JSON value."""
     packed = json.dumps(value).encode()
     length = int(processes.gather("scored", np.array(len(packed))).max())
+    length = 1 << length.bit_length()  # a program for each length is compiled
     gathered = processes.gather("scores", np.frombuffer(packed.ljust(length), np.uint8))
     return [json.loads(bytes(part)) for part in gathered]
 

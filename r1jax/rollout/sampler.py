@@ -265,8 +265,8 @@ class _Run:
         finish, reached = sharding.fetch(self.state.finish).copy(), sharding.fetch(self.state.length).copy()
         self._count(reached)
         stop = self.sampling.stop
-        if stop or everything or any(finish[slot] != GOING for slot in self.held):
-            tokens, logprobs = sharding.fetch(self.state.tokens), sharding.fetch(self.state.logprobs)
+        rows = [slot for slot in self.held if stop or everything or finish[slot] != GOING]
+        tokens, logprobs = (sharding.fetch_rows(x, rows) for x in (self.state.tokens, self.state.logprobs))
         if stop:
             for slot, job in self.held.items():
                 ids = [*job.tokens, *tokens[slot, len(job.tokens) : reached[slot]].tolist()]
