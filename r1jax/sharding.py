@@ -106,8 +106,8 @@ def sampler_mesh(engine: config.Engine, mesh: jax.sharding.Mesh) -> jax.sharding
       ValueError: as ``make_mesh``.
     """
     if engine.devices:
-        return make_mesh(engine.mesh or config.Mesh(), jax.devices()[-engine.devices :])
-    return mesh if engine.mesh is None else make_mesh(engine.mesh, list(mesh.devices.flat))
+        return make_mesh(engine.mesh, jax.devices()[-engine.devices :])
+    return mesh if engine.mesh == config.Mesh() else make_mesh(engine.mesh, list(mesh.devices.flat))
 
 
 def describe(mesh: jax.sharding.Mesh) -> str:

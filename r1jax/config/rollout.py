@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from r1jax.config.base import ConfigError
@@ -55,9 +55,9 @@ class Engine:
     that learns: ``sampler/logprob_diff_mean`` tells by how much, and ``importance_cap`` corrects for it."""
     devices: int = 0
     """So many of the devices, the last ones, only sample, and the others only train; in one process. 0: all do both in turn."""
-    mesh: Mesh | None = None
+    mesh: Mesh = field(default_factory=Mesh)
     """How the devices that sample lie along the mesh axes, of which ``expert`` and ``tensor`` split the weights and the others
-    rows alone. None: as the stage's ``mesh``; with ``devices``, rows alone."""
+    rows alone. At its default, without ``devices``, it is the stage's ``mesh``."""
     speculative: bool = False
     """The model's multi-token-prediction module drafts a token, and a step that checks it appends one token or two (V3, section
     5.4.3). Exact: tokens come with the probabilities they have without, though others are drawn."""
