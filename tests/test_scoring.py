@@ -195,7 +195,7 @@ def test_rewards_that_fail_stop_the_run_with_samples_saved(mine, tmp_path, where
             stage=stage, pool=pool, sampler=Counting(4), tokenizer=BYTES, weights={"s": {reward: 1.0}}, step=6,
             state=SimpleNamespace(params=None), cursor=SimpleNamespace(round=0), samples=samples, held_out=rows,
             run=SimpleNamespace(path=tmp_path), display=SimpleNamespace(advance=lambda *_: None), phase=phase,
-            template=SimpleNamespace(encode=lambda prompt: ([2], "")),
+            load_sampler=lambda: None, template=SimpleNamespace(encode=lambda prompt: ([2], "")),
         )  # fmt: skip
 
         def go():
