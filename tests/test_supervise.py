@@ -158,10 +158,10 @@ def apart(folder, worker):
 
 
 def test_parents_hear_of_each_others_loss(tmp_path):
-    """Though the survivor's worker only hangs; and what an earlier attempt left says nothing."""
+    """Though the survivor's worker only hangs; and what an earlier attempt, of more processes, left says nothing."""
     (tmp_path / "logs").mkdir()
-    old = {"rank": 1, "host": "h", "phase": "load", "step": 0, "log": "l", "ended": "exit code 9", "ended_at": time.time() - 60}
-    (tmp_path / "logs" / "rank-1.json").write_text(json.dumps(old))
+    old = {"rank": 2, "host": "h", "phase": "load", "step": 0, "log": "l", "ended": "exit code 9", "ended_at": time.time() - 60}
+    (tmp_path / "logs" / "rank-2.json").write_text(json.dumps(old))
     worker = """
     Path(f"ready{rank}").touch()
     while rank == 0 or not Path("ready0").exists():
