@@ -60,16 +60,15 @@ def train_together(args: Sequence[str], name: str, command: commands.Train, plac
             raise ConfigError("processes that are started one by one must agree on the run directory; name it with --run-dir")
         run_dir = str(rundir.unused(name))
         words += ["--run-dir", run_dir]
-    path = Path(run_dir)
 
     def goes_on() -> str:
-        saved = rundir.last_saved(path)
+        saved = rundir.last_saved(Path(run_dir))
         return f"; --run-dir {run_dir} goes on from {saved}" if saved else ""
 
     try:
-        return supervise.supervise([sys.executable, "-m", "r1jax", *words], places, path / supervise.LOGS, goes_on)
+        return supervise.supervise([sys.executable, "-m", "r1jax", *words], places, supervise.logs_of(run_dir), goes_on)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(path) from None
+        raise KeyboardInterrupt(run_dir) from None
 
 
 def generate(args: Sequence[str]) -> int:

@@ -190,6 +190,12 @@ def supervise(command: Sequence[str], places: Sequence[Place], logs: Path, goes_
             signal.signal(s, handler)
 
 
+def logs_of(run_dir: str) -> Path:
+    """The logs of a run; those of one in a bucket are in a folder of this machine, and nobody elsewhere reads them."""
+    _, mark, below = run_dir.rpartition("://")
+    return (Path("runs", below) if mark else Path(run_dir)) / LOGS
+
+
 class _Peers:
     """What the parents of processes elsewhere have written."""
 

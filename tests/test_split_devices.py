@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import tiny
 
-from r1jax import config, sharding
+from r1jax import config, lora, sharding
+from r1jax import params as parameters
 from r1jax.config import ConfigError
+from r1jax.models import decoder
 from r1jax.plan import memory
 from r1jax.rollout import Sampler
 from r1jax.stages import pipeline
@@ -40,18 +42,24 @@ def test_where_answers_are_sampled_changes_none_of_them(shared, tmp_path):
         assert written > reference["rollout/reshard_bytes"]  # copies
 
 
-def test_the_trainers_devices_may_lie_in_another_order():
-    """Which no one program can take: the arrays are sent."""
-    mesh = sharding.make_mesh(config.Mesh(fsdp=4))
-    turned = sharding.make_mesh(config.Mesh(fsdp=1, expert=4), list(mesh.devices.flat)[::-1])
-    params = Trainer(tiny.grpo(mesh=config.Mesh(fsdp=4)), tiny.MOE, mesh).init_params(0)
-    taken = []
-    for where in (mesh, turned):
-        sampler = Sampler(tiny.MOE, engine(), where, end_ids=())
-        sampler.load(params)
+@pytest.mark.parametrize(("weights", "rank"), [("same", 0), ("int8", 0), ("same", 2)])
+def test_what_is_sent_is_what_a_program_would_take(weights, rank):
+    """To the trainer's devices in another order, and to others; kernels in 8 bits, and beside adapters."""
+    mesh, adapters = sharding.make_mesh(config.Mesh(fsdp=4)), config.LoRA(rank=rank)
+    specs = lora.adapt(decoder.specs(tiny.MOE), adapters)
+    where = sharding.param_shardings(specs, mesh, sharding.TRAIN)
+    params = jax.jit(lambda key: parameters.init(specs, key), out_shardings=where)(jax.random.key(0))
+    devices, taken = jax.devices(), []
+    for there in (devices[:4], devices[3::-1], devices[4:]):
+        on = sharding.make_mesh(config.Mesh(fsdp=1, expert=4), there)
+        sampler = Sampler(tiny.MOE, engine(weights=weights), on, end_ids=(), adapters=adapters)
+        for _ in range(2):  # the base beside adapters stays from the first time
+            sampler.load(params)
         taken.append([np.asarray(x) for x in jax.tree.leaves(sampler.params)])
-    for a, b in zip(*taken, strict=True):
-        np.testing.assert_array_equal(a, b)
+    for x, *others in zip(*taken, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(x, other)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(params))
 
 
 def test_each_device_holds_its_own_part_alone():

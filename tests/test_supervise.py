@@ -208,3 +208,8 @@ def test_news_without_a_parent_are_nobodys(monkeypatch):
     monkeypatch.setenv(supervise.NEWS, "987")  # closed
     supervise.tell(phase="rollout")
     assert supervise.is_worker()
+
+
+def test_the_logs_of_a_run_are_in_it_or_on_this_machine():
+    assert supervise.logs_of("runs/a") == Path("runs/a/logs")
+    assert supervise.logs_of("gs://bucket/runs/a") == Path("runs/bucket/runs/a/logs")
