@@ -69,7 +69,7 @@ class Worker:
     """A process of the group that runs on this machine."""
 
     def __init__(self, command: Sequence[str], place: Place, logs: Path):
-        self.rank, self.count, self.logs, self.host = place.rank, place.count, logs, socket.gethostname()
+        self.place, self.logs, self.host = place, logs, socket.gethostname()
         self.name = self.host if place.rank is None else f"rank-{place.rank}"
         self.log = logs / f"{self.name}.log"
         self.news: dict = {"phase": "start", "step": 0}
@@ -112,6 +112,11 @@ class Worker:
                 sys.stderr.write(self.tail[-1])
                 sys.stderr.flush()
 
+    @property
+    def rank(self) -> int | None:
+        """None until jax has found it out, where only the cluster knows it."""
+        return self.news.get("rank", self.place.rank)
+
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
         code = self.process.poll()
@@ -134,8 +139,7 @@ class Worker:
 
     def state(self) -> dict:
         """What other parents may know."""
-        rank = self.news.get("rank", self.rank)
-        about = {"rank": rank, "host": self.host, "pid": self.process.pid, "log": str(self.log), "time": time.time()}
+        about = {"rank": self.rank, "host": self.host, "pid": self.process.pid, "log": str(self.log), "time": time.time()}
         return about | {"phase": self.news["phase"], "step": self.news["step"]}
 
     def publish(self, **more: str | float) -> None:
@@ -284,10 +288,10 @@ def _judge(workers: list[Worker], asked: bool, peers: _Peers | None, known: dict
     if peers is not None and (named := _named(first)) is not None:
         state = next((s for s in peers.states() if s["rank"] == named), {"rank": named})
         return _line(state, f"rank {first.rank} heard of it no more and ended too"), 1
-    how = _how(code)
-    if peers is not None and first.count and first.news["phase"] == JOIN and code == -signal.SIGABRT:  # so jax stops waiting
-        silent = sorted(set(range(first.count)) - {w.rank for w in workers} - peers.came())
-        how = f"not all {first.count} processes came in time, and of rank {', '.join(map(str, silent))} nothing was heard"
+    how, count = _how(code), first.place.count
+    if peers is not None and count and first.news["phase"] == JOIN and code == -signal.SIGABRT:  # so jax stops waiting
+        silent = sorted(set(range(count)) - {w.rank for w in workers} - peers.came())
+        how = f"not all {count} processes came in time, and of rank {', '.join(map(str, silent))} nothing was heard"
     first.publish(ended=how, ended_at=first.died)
     return _line(first.state(), how), max(code, 1)
 
