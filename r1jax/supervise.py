@@ -28,7 +28,7 @@ NEWS = "R1JAX_NEWS"
 """Set in a worker: the file descriptor on which it tells its parent what it does."""
 LOGS = "logs"
 """The folder of a run directory for what several processes print, and for what parents tell each other."""
-MISTAKE, GUARD, PREEMPTED = 2, 3, 75  # exit codes
+PREEMPTED = 75  # an exit code
 JOIN = "join"  # the phase in which processes wait for each other at the start
 BEAT = 0.2  # seconds between two looks at the workers
 TELL = 2.0  # between two looks at what other parents say, and two words to them
@@ -280,11 +280,11 @@ def _judge(workers: list[Worker], asked: bool, peers: _Peers | None, known: dict
     code = first.poll()
     if asked and code == -signal.SIGTERM:
         return f"rank {first.rank} was told to end before it could save", 128 + signal.SIGTERM
-    if code in (MISTAKE, GUARD):  # the worker has said it in one line
-        if any(w.shown and w.poll() == code for w in failed):
-            return "", code
-        words = [word for word in first.last_words() if word.startswith("r1jax: ")] or [_line(first.state(), _how(code))]
-        return f"rank {first.rank} on {first.host}: {words[-1].removeprefix('r1jax: ').strip()}", code
+    said = [word.removeprefix("r1jax: ").strip() for word in first.last_words() if word.startswith("r1jax: ")]
+    if code > 0 and said:  # a mistake of the user's, or a barrier where others did not come: in one line already
+        first.publish(ended=said[-1], ended_at=first.died)
+        shown = any(w.shown and w.poll() == code for w in failed)
+        return "" if shown else f"rank {first.rank} on {first.host}: {said[-1]}", code
     if peers is not None and (named := _named(first)) is not None:
         state = next((s for s in peers.states() if s["rank"] == named), {"rank": named})
         return _line(state, f"rank {first.rank} heard of it no more and ended too"), 1
