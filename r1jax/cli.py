@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return LOST if is_distributed() else 0  # the others cannot go on
     except GuardStop as stop:
         return fail("stopped", stop, 3)
     except ProcessLost as lost:
