@@ -35,9 +35,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from r1jax import hub, mirror
+from r1jax import hub, mirror, processes
 from r1jax.params import path_name
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ Tree = Any
 # Orbax tells every step of a save, and logs the traceback of each thread that failed beside raising what we turn into one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno == logging.WARNING)
 
-_BARRIER_MS = 30 * 60 * 1000
 ANSWERS = "answers.npz"
 
 
@@ -70,7 +68,6 @@ class Checkpointer:
         self.directory = directory if self._in_bucket else Path(directory).absolute()
         self._keep = keep
         self._pending: tuple[int, concurrent.futures.Future] | None = None
-        self._saves = 0
         # Weights hardly compress, and trying costs more time than the writing.
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False))
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -116,9 +113,8 @@ class Checkpointer:
                 self._orbax.save(part / "state", args=ocp.args.PyTreeSave(arrays))
         except (OSError, ValueError) as error:
             raise self._cannot_save(step, error) from error
-        self._saves += 1
         text, beside = json.dumps(about, indent=1) + "\n", [ANSWERS] if answers else []
-        self._pending = step, self._thread.submit(self._commit, step, part, text, beside, self._saves)
+        self._pending = step, self._thread.submit(self._commit, step, part, text, beside)
 
     def _part(self, step: int) -> Path | epath.Path:
         """Where a checkpoint is written."""
@@ -134,7 +130,7 @@ class Checkpointer:
             return
         (step, future), self._pending = self._pending, None
         error = future.exception()
-        if _first([error is not None]) is not None:
+        if processes.any_of("saved", error is not None):
             raise self._cannot_save(step, error) from error
 
     def close(self) -> None:
@@ -145,22 +141,21 @@ class Checkpointer:
             self._thread.shutdown()
             self._orbax.close()
 
-    def _commit(self, step: int, part: Path | epath.Path, about: str, beside: list[str], save: int) -> None:
+    def _commit(self, step: int, part: Path | epath.Path, about: str, beside: list[str]) -> None:
         """Runs in the thread. A process that fails still meets the others at both barriers: they must not wait for it."""
         self._orbax.wait_until_finished()
-        process, processes = jax.process_index(), jax.process_count()
-        barrier = ocp.multihost.get_barrier_sync_fn()
+        process, count = jax.process_index(), jax.process_count()
         try:
             try:
                 files = [*beside, *(p.relative_to(part).as_posix() for p in mirror.below(part / "state"))]
-                mine = files[process::processes]
+                mine = files[process::count]
                 lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(part, mine))
                 if process == 0:
                     lines += f"{hashlib.sha256(about.encode()).hexdigest()}  about.json\n"
-                _write(part / f"digests-{process}-of-{processes}", _signed(lines))
+                _write(part / f"digests-{process}-of-{count}", _signed(lines))
             finally:
-                barrier(key=f"r1jax_digests_{save}_{step}", timeout_ms=_BARRIER_MS)
-            if process == 0 and len(list(part.glob("digests-*-of-*"))) == processes:
+                processes.meet(f"digests of step {step}")
+            if process == 0 and len(list(part.glob("digests-*-of-*"))) == count:
                 _write(part / "about.json", about)
                 if not self._in_bucket:
                     self._remove(step)
@@ -168,7 +163,7 @@ class Checkpointer:
                     _sync_directory(self.directory)
                 self._prune(step)
         finally:
-            barrier(key=f"r1jax_commit_{save}_{step}", timeout_ms=_BARRIER_MS)
+            processes.meet(f"checkpoint of step {step}")
 
     def _prune(self, saved: int) -> None:
         try:
@@ -316,7 +311,7 @@ class Checkpointer:
         names = sorted(expected)
         path = self.directory / str(step)
         problem = _check(path, names[jax.process_index() :: jax.process_count()], expected)
-        if _first([problem is not None]) is not None:
+        if processes.any_of("checked the checkpoint", problem is not None):
             raise self._damaged(step, problem or f"{path}: another process found a damaged file")
 
     def _damaged(self, step: int, problem: str) -> CheckpointError:
@@ -327,13 +322,6 @@ class Checkpointer:
         if earlier is None:
             way_out = f"no other checkpoint is left: remove {run} to train it from its beginning"
         return CheckpointError(f"damaged checkpoint: {problem}; {way_out}")
-
-
-def _first(flags: list[bool]) -> int | None:
-    """The first process that raises its flag, agreed between all of them."""
-    if jax.process_count() > 1:
-        flags = multihost_utils.process_allgather(np.asarray(flags)).ravel().tolist()
-    return flags.index(True) if True in flags else None
 
 
 def _flatten(state: Tree) -> tuple[dict[str, jax.Array | np.ndarray], dict[str, dict]]:

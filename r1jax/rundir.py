@@ -5,6 +5,7 @@
     RUN/samples.jsonl    rollouts                   RUN/finished.json  step and time, when the last step was made
     RUN/model/           what the weights are: architecture, tokenizer, template, and of a LoRA run its base
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
+    RUN/logs/            of several processes: what each printed (rank-1.log), and what it did last (rank-1.json)
 
 The run of a pipeline holds config.json and a run directory per stage: RUN/sft, RUN/grpo.
 
@@ -154,12 +155,12 @@ def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
       config.ConfigError: it cannot be made, or holds something already.
     """
     if path is None:
-        path = _unused(Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        path = unused(name)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # A process killed in here leaves no more than its lock and a part of the config.
-        if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name}):
+        # A process killed in here leaves no more than its lock and a part of the config; its parent has made the logs.
+        if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name, mirror.LOGS}):
             place = mirror.there(path)
             raise config.ConfigError(f"{place} already holds {', '.join(held[:3])}; name a new or an empty directory")
         lock = _take_lock(path)
@@ -355,8 +356,9 @@ def _uploads(path: Path) -> mirror.Uploads | None:
     return mirror.Uploads(path) if mirror.is_remote(mirror.there(path)) else None
 
 
-def _unused(path: Path) -> Path:
-    """The path, with a number behind it if two runs start in the same second."""
+def unused(name: str) -> Path:
+    """Where a new run lies by default: ``runs/NAME-YYYYMMDD-HHMMSS``, with a number behind it if two start in one second."""
+    path = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     candidate, number = path, 2
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -77,6 +78,36 @@ def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.M
         )
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def trainer_mesh(sizes: config.Mesh, engine: config.Engine) -> jax.sharding.Mesh:
+    """``make_mesh`` of the devices that train: all, or those that ``engine.devices`` leaves.
+
+    Raises:
+      ValueError: as ``make_mesh``; or no device is left, or there are several processes.
+    """
+    if not engine.devices:
+        return make_mesh(sizes)
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"engine.devices is {engine.devices}, but there are {jax.process_count()} processes: weights are sent to other "
+            "devices within one process only; set it to 0, and engine.mesh to how the sampler uses all of them"
+        )
+    devices = jax.devices()
+    if engine.devices >= len(devices):
+        raise ValueError(f"engine.devices is {engine.devices} of {len(devices)}; leave at least one for the trainer")
+    return make_mesh(sizes, devices[: -engine.devices])
+
+
+def sampler_mesh(engine: config.Engine, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """Where a stage samples whose trainer has ``mesh``.
+
+    Raises:
+      ValueError: as ``make_mesh``.
+    """
+    if engine.devices:
+        return make_mesh(engine.mesh, jax.devices()[-engine.devices :])
+    return mesh if engine.mesh == config.Mesh() else make_mesh(engine.mesh, list(mesh.devices.flat))
 
 
 def describe(mesh: jax.sharding.Mesh) -> str:
@@ -182,6 +213,25 @@ def put(x: np.ndarray, mesh: jax.sharding.Mesh, table: Rules, *axes: str | None)
     """A host array that every process holds becomes one global array; each process uploads its own part."""
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, partition(axes, table)), lambda index: x[index])
+
+
+def fetch_rows(x: jax.Array, rows: Sequence[int]) -> np.ndarray:
+    """As ``fetch``, but only these rows of x[S, ...] mean anything: of what lies with other processes no more travels."""
+    out = np.zeros(x.shape, x.dtype)
+    if not rows:
+        return out
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    few = 1 << (len(rows) - 1).bit_length()  # one program for numbers that differ little
+    padded = np.array([*rows, *[rows[0]] * (few - len(rows))], np.int32)
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+    out[padded] = np.asarray(_take_rows(x, padded, where=everywhere))
+    return out
+
+
+@partial(jax.jit, static_argnames="where")
+def _take_rows(x: jax.Array, rows: jax.Array, where: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x[rows], where)
 
 
 def fetch(x: jax.Array) -> np.ndarray:

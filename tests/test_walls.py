@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Room -> what it may import of ours, from the ground floor up. A name allows everything below it; a room may import itself.
-FLOOR_0 = ("config", "rewards", "hub", "mirror", "types")
-FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora")
+FLOOR_0 = ("config", "rewards", "hub", "mirror", "types", "place", "supervise")
+FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora", "processes")
 FLOOR_4 = (*FLOOR_1, "nn", "losses", "advantages", "data", "models", "rollout", "train", "checkpoint", "convert")
 FLOOR_5 = (*FLOOR_4, "plan", "eval", "bench", "observe", "rundir", "loading", "doctor")
 ROOMS = {
@@ -21,9 +21,12 @@ ROOMS = {
     "hub": (),
     "mirror": ("hub",),
     "types": (),
+    "place": ("config",),
+    "supervise": ("place", "mirror"),
     "params": FLOOR_0,
     "sharding": (*FLOOR_0, "params"),  # the rules lay out trees of ParamSpec
     "lora": (*FLOOR_0, "params"),
+    "processes": ("config",),
     "nn": FLOOR_1,
     "losses": ("types",),
     "advantages": ("types",),
@@ -69,7 +72,7 @@ THIRD_PARTY = {
     "jax.distributed": ("cli",),
 }
 # At import; cli imports rooms in functions.
-WITHOUT_JAX = ("config", "rewards", "hub", "mirror", "arguments", "cli", "__main__")
+WITHOUT_JAX = ("config", "rewards", "hub", "mirror", "place", "supervise", "arguments", "cli", "__main__")
 JAX = ("jax", "jaxlib", "flax", "chex", "optax", "orbax")
 
 

@@ -26,6 +26,20 @@ class Train:
     """Where to write, also gs://BUCKET/RUN. A directory that holds a run is resumed; None makes runs/CONFIG-DATE-TIME."""
     dry_run: bool = False
     """Validate, show the memory table, one batch as text and the rewards of a gold answer, and stop."""
+    processes: int = 0
+    """So many processes on this machine, which share its GPUs; 0 and 1: one, on all of them. What the others print is in
+    RUN/logs. In a SLURM step every task is found to be one of several by itself."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 can be reached: this command then starts one of several processes. ``auto``: jax asks the
+    cluster (a TPU pod, MPI, Kubernetes) for this and the next two."""
+    process_count: int | None = None
+    """With ``coordinator``: processes in all."""
+    process_id: int | None = None
+    """With ``coordinator``: which of them this is, from 0."""
+
+    def __post_init__(self):
+        if self.processes < 0:
+            raise ConfigError(f"--processes is {self.processes}; it must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.table import Table
 
-from r1jax import config, lora, sharding
+from r1jax import config, lora, processes, sharding
 from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
@@ -71,10 +70,12 @@ class Memory:
     """What is free on the host for each of its devices; None if it does not tell."""
     beside: bool = False
     """The next rollout runs while the updates do."""
+    apart: bool = False
+    """The sampler has devices of its own (``engine.devices``), which hold its weights, ``cache`` and ``sampling`` alone."""
 
     @property
     def resident(self) -> int:
-        return self.weights + self.moments + self.reference + self.sampler
+        return self.weights + self.moments + self.reference + (0 if self.apart else self.sampler)
 
     @property
     def need(self) -> int:
@@ -83,6 +84,8 @@ class Memory:
             self.host_reference + self.activations if self.host_reference else 0,
         )
         rollout = self.cache + self.sampling
+        if self.apart:
+            return max(self.resident + learning, self.sampler + rollout)
         return self.resident + (learning + rollout if self.beside else max(learning, rollout))
 
     @property
@@ -178,7 +181,8 @@ def table(
     sampling = None
     if samples:
         cap, routes = longest_answer(stage), route_bytes(stage, model)
-        sampling = Sampling.of(model, mesh, stage.engine, cap, stage.lora, weights, routes)
+        where = sharding.sampler_mesh(stage.engine, mesh)
+        sampling = Sampling.of(model, where, stage.engine, cap, stage.lora, weights, routes)
     with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
         backward = activations(stage, model, mesh, trainer.mask)
     found = Memory(
@@ -193,6 +197,7 @@ def table(
         capacity=capacity if capacity is not None else available(mesh),
         host_moments=host_bytes(state.opt_state) + host_bytes(state.master),
         host_reference=host_bytes(state.reference),
+        apart=stage.engine.devices > 0,
         layer=2 * largest_layer(trainer, state, trainable) if "optimizer" in stage.offload else 0,
         host_capacity=host_capacity if capacity is not None else available_on_host(mesh),
         beside=isinstance(stage, config.GRPO) and stage.one_step_off_policy and mesh.size == 1,
@@ -412,7 +417,7 @@ def available(mesh: jax.sharding.Mesh) -> int | None:
 def available_on_host(mesh: jax.sharding.Mesh) -> int | None:
     """Bytes of the host's free memory for each of its devices, where there is least. Every process must ask."""
     host = host_available()
-    return _least(None if host is None else host // max(1, len(_local(mesh))))
+    return _least(None if host is None else host // max(1, processes.beside() * len(_local(mesh))))
 
 
 def _local(mesh: jax.sharding.Mesh) -> list[jax.Device]:
@@ -423,7 +428,8 @@ def _least(size: int | None) -> int | None:
     """Over all processes, None where one does not know."""
     if jax.process_count() == 1:
         return size
-    least = int(multihost_utils.process_allgather(np.int32(-1 if size is None else size >> 20)).min())  # MiB: 32 bits suffice
+    mine = np.int32(-1 if size is None else size >> 20)  # MiB: 32 bits suffice
+    least = int(processes.gather("free memory", mine).min())
     return None if least < 0 else least << 20
 
 

@@ -79,6 +79,11 @@ class Sampler:
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
         self.params = self._weights.take(params) if copy else self._weights.take_over(params)
 
+    @property
+    def reshard_bytes(self) -> int:
+        """What the last ``load`` wrote, on all devices together."""
+        return self._weights.written
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -289,8 +294,8 @@ class _Run:
         finish, reached = sharding.fetch(self.state.finish).copy(), sharding.fetch(self.state.length).copy()
         self._count(reached)
         stop = self.sampling.stop
-        if stop or everything or any(finish[slot] != GOING for slot in self.held):
-            tokens, logprobs = sharding.fetch(self.state.tokens), sharding.fetch(self.state.logprobs)
+        rows = [slot for slot in self.held if stop or everything or finish[slot] != GOING]
+        tokens, logprobs = (sharding.fetch_rows(x, rows) for x in (self.state.tokens, self.state.logprobs))
         if stop:
             for slot, job in self.held.items():
                 ids = [*job.tokens, *tokens[slot, len(job.tokens) : reached[slot]].tolist()]

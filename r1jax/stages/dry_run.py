@@ -40,7 +40,9 @@ def show(console: Console, title: str, found: Prepared) -> None:
     console.print(found.memory.table(title))
     if found.chosen:
         console.print(micro_batch.line(stage, found.mesh))
-    console.print(f"{title}: {stage.steps} steps on {sharding.describe(found.mesh)}, {len(found.held_out)} held-out problems")
+    where, sampled = (sharding.describe(mesh) for mesh in (found.mesh, sharding.sampler_mesh(stage.engine, found.mesh)))
+    where += "" if sampled == where and not stage.engine.devices else f", sampled on {sampled}"
+    console.print(f"{title}: {stage.steps} steps on {where}, {len(found.held_out)} held-out problems")
     if isinstance(stage, GRPO):
         show_question(console, stage, found.mixture, found.template)
     else:

@@ -105,7 +105,7 @@ def roll_out(work: Workspace, asked: list[Question]) -> Answers:
     """
     stage = work.stage
     sampling = dataclasses.replace(stage.sampling, max_new_tokens=length_cap(stage, work.step))
-    work.sampler.load(work.state.params)
+    work.load_sampler()
     with work.phase("rollout", len(asked) * stage.group, "answers") as rollout:
         sampled = asking.sample(
             asked, sampler=work.sampler, pool=work.pool, tokenizer=work.tokenizer, sampling=sampling, samples=stage.group,
@@ -183,6 +183,7 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
     values |= work.usage or work.sampler.usage.metrics(work.sampler.slots)
     if stage.off_policy:
         values |= age_metrics(mine.trajectories, step - 1)
+    values["rollout/reshard_bytes"] = float(work.sampler.reshard_bytes)
     work.write(step, values)
 
 

@@ -6,17 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from r1jax import config, loading, rundir
+from r1jax import config, loading, processes, rundir
 from r1jax.config import GRPO, Pipeline, Stage
 from r1jax.rundir import RunDir
 from r1jax.stages import grpo, preflight, sft, summary
 from r1jax.stages.dry_run import dry_run as show_dry_run
 from r1jax.stages.evaluation import hold_out
 from r1jax.stages.prepare import Prepared, prepare_all
-from r1jax.stages.workspace import Preempted, Workspace, open_workspace, seen_by_first
+from r1jax.stages.workspace import Preempted, Workspace, open_workspace
 
 PREEMPTED = 75
 
@@ -73,7 +71,7 @@ def open_run(name: str, settings: Stage | Pipeline, path: Path | None) -> RunDir
             run = rundir.create(name, described) if path is None else rundir.open_or_resume(path, described)
         except config.ConfigError as error:
             refused = error
-    if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(refused is not None)).any():
+    if processes.any_of("open the run directory", refused is not None):
         refused = refused or config.ConfigError(f"process 0 cannot train in {path}; it says why")
     if refused is not None:
         raise refused
@@ -114,7 +112,7 @@ def train_stage(found: Prepared | None, stage: Stage, run: RunDir, title: str) -
             (grpo if isinstance(stage, GRPO) else sft).train(work)
         work.checkpoints.wait()
         # An attempt may have ended between saving the last step and exporting it.
-        if stage.export.every and seen_by_first(not (run.exports / str(work.step)).exists()):
+        if stage.export.every and processes.first_says("not exported yet", not (run.exports / str(work.step)).exists()):
             work.export()
         if jax.process_index() == 0:
             run.finish(work.step)

@@ -82,7 +82,7 @@ def prepare(
       run: where it is trained. Once there is a checkpoint, model and text are the run's own: what they were made from may have
         changed since, or be gone.
     """
-    mesh = sharding.make_mesh(stage.mesh)
+    mesh = sharding.trainer_mesh(stage.mesh, stage.engine)
     if run is not None and rundir.has_checkpoint(run):
         opened = loading.open_model(str(run))
         model, found, text = opened.model, opened.tokenizer, opened.text

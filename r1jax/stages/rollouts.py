@@ -95,7 +95,7 @@ def begin(
     fresh = [Group(q, [Job(i, q.ids, q.name, i, cap, round) for i in range(stage.group)]) for q in asked]
     groups = [*work.kept, *fresh]
     sampling = dataclasses.replace(stage.sampling, max_new_tokens=cap)
-    work.sampler.load(work.state.params, version=work.step)
+    work.load_sampler()
 
     def run() -> Rollout:
         return _Collecting(work, groups, count, progress).run(sampling)

@@ -14,11 +14,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
-from r1jax import config, loading, lora
+from r1jax import config, loading, lora, processes, sharding
 from r1jax.checkpoint import Checkpointer
 from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
@@ -124,6 +122,12 @@ class Workspace:
         self.seconds[phase.name] = self.seconds.get(phase.name, 0.0) + phase.seconds
         self.ledger.add(phase.name, phase.seconds, phase.tokens)
 
+    def load_sampler(self) -> None:
+        """The sampler takes the weights of now."""
+        with self.phase("reshard"):
+            self.sampler.load(self.state.params, version=self.step)
+            jax.block_until_ready(self.sampler.params)
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics, and one on the terminal."""
         values = {**values, **{f"time/{name}": s for name, s in self.seconds.items()}}
@@ -158,12 +162,10 @@ class Workspace:
 
     def stop_if_terminated(self) -> None:
         """Saves and leaves if a SIGTERM or SIGHUP arrived. Call it where the state is whole: between rounds."""
-        told = np.array(self.terminating.is_set())
-        if jax.process_count() > 1:
-            told = multihost_utils.process_allgather(told)
-        if told.any():
+        if processes.any_of("told to end", self.terminating.is_set()):
             self.checkpoints.wait()
-            if seen_by_first(self.checkpoints.latest() != self.step):  # saved just now, it has the score of its evaluation
+            # Saved just now, it has the score of its evaluation.
+            if processes.first_says("not saved yet", self.checkpoints.latest() != self.step):
                 self.save()
                 self.checkpoints.wait()
             raise Preempted(f"told to end: saved at step {self.step} of {self.run.name}")
@@ -174,19 +176,15 @@ def told(metrics: Any) -> Any:
     return jax.tree.map(float, jax.device_get(metrics))
 
 
-def seen_by_first(value: bool) -> bool:
-    """What process 0 sees in the run directory: on a network disk others may see it later, and what follows takes them all."""
-    return bool(multihost_utils.broadcast_one_to_all(np.array(value))) if jax.process_count() > 1 else value
-
-
 @contextlib.contextmanager
 def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspace]:
     """Builds everything a stage needs and restores the newest checkpoint, if there is one."""
     main = jax.process_index() == 0
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
+    where = sharding.sampler_mesh(stage.engine, mesh)
     sampler = Sampler(
-        model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
+        model, stage.engine, where, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
         record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -231,7 +229,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
             samples = stack.enter_context(SamplesWriter(run.path, resumed_at=resumed_at))
         if latest is not None:
             display.note(f"going on from step {latest} of {run.name}")
-        ledger = Ledger(run.path, mesh.size)
+        ledger = Ledger(run.path, mesh.size + stage.engine.devices)
         terminating = stack.enter_context(_told_to_end())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
