@@ -28,7 +28,6 @@ from r1jax.place import Place
 
 NEWS = "R1JAX_NEWS"
 """Set in a worker: the file descriptor on which it tells its parent what it does."""
-"""The folder of a run directory for what several processes print, and for what parents tell each other."""
 PREEMPTED = 75  # an exit code
 JOIN = "join"  # the phase in which processes wait for each other at the start
 BEAT = 0.2  # seconds between two looks at the workers
