@@ -37,6 +37,8 @@ class Aux(NamedTuple):
     """float32[]: V3's sequence-wise balance loss, summed over sequences and MoE layers; divide by both."""
     disagreement: tuple[jax.Array | None, ...]
     """float32[L, 2]: replayed choices that the layer would not have made by itself, and all of them; None without replay."""
+    dropped: tuple[jax.Array | None, ...]
+    """float32[L]: choices of an expert for which it had no room, see ``config.Model.capacity_factor``."""
 
 
 def layer_specs(model: config.Model, ff: str) -> dict:
@@ -166,7 +168,7 @@ def forward(
     )
     if cache is not None or keep:
         params = unstack(params)
-    balance, loads, chosen, apart, kept = jnp.zeros((), jnp.float32), [], [], [], []
+    balance, loads, chosen, apart, lost, kept = jnp.zeros((), jnp.float32), [], [], [], [], []
     for i, segment in enumerate(model.segments):
         layer = partial(apply, ff=segment.ff)
         stacked, replayed = params["segments"][i], None if routes is None else routes[i]
@@ -178,16 +180,17 @@ def forward(
                 (x, balance), (*told, held) = layer((x, balance), (own, one), cache=held, keep=keep)
                 said.append(told)
                 kept.append(held)
-            load, experts, differ = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
+            load, experts, differ, dropped = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
         else:
-            (x, balance), (load, experts, differ, _) = jax.lax.scan(
+            (x, balance), (load, experts, differ, dropped, _) = jax.lax.scan(
                 recomputed(layer, model.remat), (x, balance), (stacked, replayed), unroll=_in_a_row(model)
             )
         loads.append(load)
         chosen.append(experts)
         apart.append(differ)
+        lost.append(dropped)
     hidden = norms.rms_norm(x, params["final_norm"]["scale"], model.norm_eps)
-    aux = Aux(tuple(loads), tuple(chosen), balance, tuple(apart))
+    aux = Aux(tuple(loads), tuple(chosen), balance, tuple(apart), tuple(lost))
     return hidden, aux, tuple(kept) if cache is not None or keep else None
 
 
@@ -256,7 +259,7 @@ def look_ahead(
         axis=-1,
     )
     x = project(x, m["merge"], model.head_dtype)  # not in FP8 in the released weights either
-    (x, balance), (load, experts, _, cache) = _layer(
+    (x, balance), (load, experts, _, dropped, cache) = _layer(
         (x, jnp.zeros((), jnp.float32)),
         (m["layer"], None),
         angles=rope.angles(positions, _rotary_dim(model), model.rope),
@@ -270,7 +273,7 @@ def look_ahead(
         keep=keep,
     )
     hidden = norms.rms_norm(x, m["final_norm"]["scale"], model.norm_eps)
-    return hidden, Aux((load,), (experts,), balance, (None,)), cache
+    return hidden, Aux((load,), (experts,), balance, (None,), (dropped,)), cache
 
 
 def _in_a_row(model: config.Model) -> bool:
@@ -302,9 +305,10 @@ def _layer(
     x = constrain(x + y, "batch", "sequence", None)
     y = norms.rms_norm(x, params["ff_norm"]["scale"], model.norm_eps)
     if ff == "dense":
-        return (constrain(x + dense.mlp(params["ff"], y, model), "batch", "sequence", None), balance), (None, None, None, cache)
-    y, routing = sparse.moe(params["ff"], y, model, routes)
+        x = constrain(x + dense.mlp(params["ff"], y, model), "batch", "sequence", None)
+        return (x, balance), (None, None, None, None, cache)
+    y, routing, dropped = sparse.moe(params["ff"], y, model, routes)
     balance = balance + sparse.balance_loss(routing, segments, model.moe.top_k)
     differ = None if routes is None else sparse.disagreement(params["ff"], routing, routes, model.moe)
     x = constrain(x + y, "batch", "sequence", None)
-    return (x, balance), (sparse.load(routing, segments > 0), routing.experts, differ, cache)
+    return (x, balance), (sparse.load(routing, segments > 0), routing.experts, differ, dropped, cache)

@@ -21,7 +21,7 @@ from r1jax.plan import memory, micro_batch, shortage
 from r1jax.rundir import RunDir
 from r1jax.stages.export import plan_export
 
-COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat")
+COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat", "capacity_factor", "overlap")
 """The fields of a model that are not its architecture; a stage has each too."""
 
 

@@ -257,6 +257,8 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         out["sampler/logprob_diff_max"] = sums["max/logprob_diff"]
     if "routes" in sums:
         out["sampler/route_disagreement"] = sums["routes_apart"] / jnp.maximum(sums["routes"], 1.0)
+    if "dropped" in sums:
+        out["expert/dropped"] = sums["dropped"] / sums["choices"]
     if "load" in sums:
         shares = [load / jnp.maximum(load.mean(-1, keepdims=True), 1e-9) for load in sums["load"] if load is not None]
         out["expert/max_load"] = jnp.stack([s.max() for s in shares]).max()
