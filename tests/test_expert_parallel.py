@@ -11,7 +11,6 @@ import pytest
 from random_models import draw, jit
 
 from r1jax import config, lora, sharding
-from r1jax import params as parameters
 from r1jax.models import decoder
 from r1jax.nn import expert_parallel, moe, quantized
 
@@ -36,13 +35,13 @@ def dense(params, x, routing, model):
 def values_and_gradients(form, model, params, x, sizes, table=sharding.TRAIN, routes=None):
     """((out, dropped), gradients of kernels, router and tokens), compiled for a mesh."""
     mesh = sharding.make_mesh(sizes)
-    moves, still = parameters.split(params, jax.tree.map(lambda a: a.dtype == jnp.float32, params))
+    moves = {name: a for name, a in params.items() if not quantized.is_quantized(a)}
 
     @jit
     @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def loss(moves, x):
-        params = parameters.merge(moves, still)
-        out, dropped = form(params, x, moe.route(params, x, model.moe, routes), model)
+        whole = params | moves
+        out, dropped = form(whole, x, moe.route(whole, x, model.moe, routes), model)
         weights = jax.random.normal(jax.random.key(3), out.shape)
         return (out.astype(jnp.float32) * weights).sum(), (out, dropped)
 
@@ -87,3 +86,109 @@ def test_all_tokens_may_choose_the_experts_of_one_device():
 def test_rows_that_share_the_tensor_axis_with_the_channels_of_experts():
     """As those of latent attention do in decoding."""
     check_same(MODEL, *inputs(), config.Mesh(expert=2, tensor=4, fsdp=1), sharding.DECODE_LATENT)
+
+
+def test_adapted_kernels():
+    params, x = inputs()
+    adapted = lora.adapt(SPECS, config.LoRA(rank=3, alpha=6.0, targets=("gate", "up", "down")))
+    rng = np.random.default_rng(8)
+
+    def filled(kernel, base):
+        if not lora.is_adapted(kernel):
+            return base
+        a, b = (jnp.asarray(rng.standard_normal(s.shape) / 3, jnp.float32) for s in (kernel.a, kernel.b))
+        return kernel.replace(base=base, a=a, b=b)
+
+    params |= {name: filled(adapted[name], params[name]) for name in SPECS}
+    check_same(MODEL, params, x, config.Mesh(expert=2, fsdp=2, tensor=2))
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_kernels_in_8_bits(form):
+    params, x = inputs()
+    specs = {name: quantized.quantized_spec(SPECS[name], form, 1) for name in ("gate", "up", "down")}
+    params |= quantized.read({name: params[name] for name in specs}, specs)
+    check_same(MODEL, params, x, config.Mesh(expert=4, data=2, fsdp=1), sharding.DECODE)
+
+
+def test_what_finds_no_room_is_dropped_and_counted():
+    """All tokens choose the experts of the last of four devices. Each device may send 6 of its 12 there, and of the 96 choices
+    that come to a device half find room: those of the two experts that are sorted first."""
+    params, x = inputs()
+    routes = jnp.broadcast_to(jnp.array([13, 12, 15, 14]), (ROWS, LENGTH, 4))
+    model = dataclasses.replace(MODEL, capacity_factor=1.0)
+    assert expert_parallel.rooms(model, 12, 4) == (6, 48)
+    (out, dropped), _ = values_and_gradients(
+        expert_parallel.experts_parallel, model, params, x, config.Mesh(expert=4, fsdp=2), routes=routes
+    )
+    assert dropped == 2 * (4 * 12 * 4 - 48)
+    routing = moe.route(params, x, MODEL.moe, routes)
+    first = routing._replace(experts=routing.experts[..., :2], gates=routing.gates[..., :2])
+    wanted = np.array(moe.experts_dense(params, x, first, MODEL)).reshape(8, 12, -1)
+    wanted[:, 6:] = 0
+    np.testing.assert_allclose(out.reshape(8, 12, -1), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_token_goes_to_as_many_devices_as_its_groups_lie_on():
+    v3 = config.MoE(n_experts=256, top_k=8, d_ff=8, n_groups=8, top_groups=4)
+    assert [expert_parallel.most_devices(v3, n) for n in (1, 2, 4, 8, 16, 32, 256)] == [1, 2, 4, 4, 8, 8, 8]
+    free = dataclasses.replace(v3, n_groups=1, top_groups=1)
+    assert [expert_parallel.most_devices(free, n) for n in (1, 4, 8, 32)] == [1, 4, 8, 8]
+
+
+# -- Inside the decoder
+
+LAYERS = dataclasses.replace(
+    MODEL, vocab_size=40, attention=config.GQA(n_heads=4, n_kv_heads=2, head_dim=8), segments=(config.Segment("moe", 2),),
+    moe=dataclasses.replace(MOE, n_shared=1), remat="layer",
+)  # fmt: skip
+TOKENS = np.random.default_rng(1).integers(0, 40, (16, 8)).astype(np.int32)
+SEGMENTS = np.repeat([[1, 1, 1, 2, 2, 2, 2, 0]], 16, 0).astype(np.int32)
+POSITIONS = np.repeat([[0, 1, 2, 0, 1, 2, 3, 0]], 16, 0).astype(np.int32)
+
+
+def compiled(model, sizes):
+    """The gradient of the trunk, and what the layers say, compiled for a mesh; and its arguments."""
+    mesh = sharding.make_mesh(sizes)
+    layout = sharding.param_shardings(decoder.specs(model), mesh, sharding.TRAIN)
+    routes = (jnp.asarray(np.random.default_rng(2).integers(0, 2, (2, 16, 8, 1)) * 4 + np.arange(4), jnp.int32),)
+
+    def loss(params, tokens, positions, segments, routes):
+        hidden, aux, _ = decoder.forward(params, tokens, positions, segments, model=model, routes=routes)
+        return (hidden * jax.random.normal(jax.random.key(0), hidden.shape)).sum() + aux.balance, aux
+
+    rows = [sharding.put(a, mesh, sharding.TRAIN, "batch", "sequence") for a in (TOKENS, POSITIONS, SEGMENTS)]
+    args = (jax.device_put(draw(model), layout), *rows, routes)
+    with sharding.using(mesh, sharding.TRAIN):
+        return jit(jax.value_and_grad(loss, has_aux=True), out_shardings=(None, layout)).lower(*args).compile(), args
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    return compiled(LAYERS, config.Mesh(expert=4, fsdp=2))
+
+
+def test_two_halves_give_the_values_and_gradients_of_the_whole(trunk):
+    run, args = trunk
+    both, _ = compiled(dataclasses.replace(LAYERS, overlap=2), config.Mesh(expert=4, fsdp=2))
+    text = both.as_text()
+    assert len(collectives(text, "all-to-all")) > len(collectives(run.as_text(), "all-to-all"))
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(np.abs(b).max(), 1))
+
+    jax.tree.map(close, jax.device_get(both(*args)), jax.device_get(run(*args)))
+
+
+def collectives(text: str, kind: str) -> list[int]:
+    """How many numbers each collective of this kind gives a device, by the compiled program."""
+    found = re.findall(rf"= (\([^)]*\)|\S+) {kind}(?:-start)?\(", text)
+    return [max(int(np.prod([int(n) for n in s.split(",") if n])) for s in re.findall(r"\w+\[([\d,]*)\]", f)) for f in found]
+
+
+def test_no_device_gathers_all_tokens_or_all_experts(trunk):
+    text = trunk[0].as_text()
+    tokens, kernels = TOKENS.size * LAYERS.d_model, LAYERS.moe.n_experts * LAYERS.d_model * LAYERS.moe.d_ff
+    assert collectives(text, "all-to-all")
+    for kind in ("all-gather", "all-reduce", "collective-permute"):
+        assert all(size < min(tokens, kernels) for size in collectives(text, kind)), (kind, collectives(text, kind))

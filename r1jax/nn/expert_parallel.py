@@ -91,7 +91,7 @@ def why_not(params, x: jax.Array, model: config.Model) -> str:
     if x.shape[0] % ways("batch") or x.shape[1] % ways("sequence"):
         return f"{x.shape[:2]} rows and positions do not divide over the devices"
     tiles = model.matmul_dtype == "fp8" or any(_is_fp8(params[name]) for name in KERNELS)
-    if tiles and model.moe.d_ff % (fp8.TILE * ways("mlp")):
+    if tiles and ways("mlp") > 1 and model.moe.d_ff % (fp8.TILE * ways("mlp")):
         return f"a tile of FP8 would lie on two devices: d_ff {model.moe.d_ff} is split into {ways('mlp')}"
     return ""
 

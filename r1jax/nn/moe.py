@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from r1jax.nn import mlp as dense
 from r1jax.nn.matmul import beside, einsum, kernel_of, project
 from r1jax.nn.quantized import Quantized
 from r1jax.params import ParamSpec
-from r1jax.sharding import constrain, has_rules, one_device, ways
+from r1jax.sharding import constrain, has_rules, on_each_device, one_device, ways
 
 
 class Routing(NamedTuple):
@@ -71,14 +72,22 @@ def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None
 def choose(params, scores: jax.Array, moe: config.MoE) -> jax.Array:
     """int32[B, T, K]: the experts with the highest scores[B, T, E]. The bias takes part in choosing only; a group's score is
     the sum of its two best biased scores, and experts outside the best ``top_groups`` groups cannot be chosen."""
-    biased = scores + params["router_bias"] if moe.bias else scores
+    biased = jax.lax.stop_gradient(scores + params["router_bias"] if moe.bias else scores)
+    token = ("batch", "sequence", None)
+    divides = biased.shape[0] % ways("batch") == 0 and biased.shape[1] % ways("sequence") == 0
+    # The compiler would gather the scores of all tokens for ``top_k``.
+    form = partial(_best, moe=moe)
+    return on_each_device(form, (token,), token)(biased) if divides else form(biased)
+
+
+def _best(biased: jax.Array, moe: config.MoE) -> jax.Array:
     if moe.n_groups > 1:
         grouped = biased.reshape(*biased.shape[:-1], moe.n_groups, -1)
         group_score = jax.lax.top_k(grouped, 2)[0].sum(-1)
         best = jax.lax.top_k(group_score, moe.top_groups)[1]
         allowed = jax.nn.one_hot(best, moe.n_groups, dtype=jnp.bool_).any(-2)
         biased = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(biased.shape)
-    return jax.lax.top_k(jax.lax.stop_gradient(biased), moe.top_k)[1]
+    return jax.lax.top_k(biased, moe.top_k)[1]
 
 
 def route_dtype(moe: config.MoE) -> jnp.dtype:

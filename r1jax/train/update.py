@@ -45,6 +45,11 @@ class Trainer:
                 f"micro_batch is {stage.micro_batch}, not a multiple of the {self.ways} devices that share a batch; "
                 "change one of them"
             )
+        if stage.micro_batch % (model.overlap * self.ways):
+            raise ValueError(
+                f"overlap is 2 and micro_batch {stage.micro_batch}, so one of the {self.ways} devices that share a batch cannot "
+                f"halve its rows; set micro_batch to a multiple of {2 * self.ways}, or overlap to 1"
+            )
         if stage.sequence_length % mesh.shape["context"]:
             raise ValueError(
                 f"sequence_length {stage.sequence_length} is not a multiple of mesh.context {mesh.shape['context']}; "
