@@ -152,8 +152,8 @@ class Model:
     def __post_init__(self):
         if self.capacity_factor is not None and not self.capacity_factor > 0:
             raise ConfigError(
-                f"model.capacity_factor is {self.capacity_factor}; it must be above 0 (1.25 is room for a quarter more than even "
-                "loads need), or None to drop nothing"
+                f"model.capacity_factor is {self.capacity_factor}; it must be above 0 (1.25 is room for a quarter more than "
+                "even loads need), or None to drop nothing"
             )
         uses_moe = self.mtp_depth > 0 and self.moe is not None or any(s.ff == "moe" for s in self.segments)
         if uses_moe and self.moe is None:

@@ -1,8 +1,8 @@
 """Experts over devices: a token travels to those that its experts lie on, and what they say of it travels back.
 
-Each device routes its own tokens and sends a token once to every device that has some of its experts, however many (DeepSeek-V3,
-arXiv 2412.19437, section 3.2, limits these by the groups that a token may choose from). There the rows meet the experts by
-``nn.grouped``; their gated sum goes back as one row, and where the token came from the rows of all devices are added.
+Each device routes its own tokens and sends a token once to every device that has some of its experts, however many
+(DeepSeek-V3, arXiv 2412.19437, section 3.2, limits these by the groups that a token may choose from). There the rows meet the
+experts by ``nn.grouped``; their gated sum goes back as one row, and where the token came from all devices' rows are added.
 
 Nothing is dropped unless ``capacity_factor`` says so. Shapes are static, so without it there is room for the worst case: all
 tokens of all devices on one. Experts' weights stay on their devices; only what fsdp splits of these is gathered.
@@ -109,9 +109,9 @@ def most_devices(moe: config.MoE, devices: int) -> int:
 
 
 def rooms(model: config.Model, tokens: int, devices: int) -> tuple[int, int]:
-    """(the most tokens that a device sends to each of ``devices``, the most choices that a device's experts work on), where each
-    has so many tokens. With a ``capacity_factor`` it multiplies what they are when loads are even; without, nothing is dropped.
-    """
+    """(the most tokens that a device sends to each of ``devices``, the most choices that a device's experts work on), where
+    each has so many tokens. With a ``capacity_factor`` it multiplies what they are when loads are even; without, nothing is
+    dropped."""
     moe, factor = model.moe, model.capacity_factor
     inside = min(moe.top_k, moe.n_experts // devices)
     if factor is None:
@@ -130,7 +130,8 @@ def experts_parallel(params, x: jax.Array, routing, model: config.Model) -> tupl
     embed = mesh_axes("embed")
 
     def local(x, experts, gates, *leaves):
-        whole = [_gather(k, embed, names.index("embed")) if "embed" in names else k for k, names in zip(leaves, axes, strict=True)]
+        lie = zip(leaves, axes, strict=True)
+        whole = [_gather(k, embed, names.index("embed")) if "embed" in names else k for k, names in lie]
         rows, ids, gates = (a.reshape(-1, a.shape[-1]) for a in (x, experts, gates))
         shared = tuple(a for a in mesh_axes("batch") if a in mesh_axes("mlp"))  # these have a part of every expert
         rows, ids, gates = (_gather(a, shared, 0) for a in (rows, ids, gates))

@@ -130,8 +130,8 @@ def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> tupl
     how many choices were dropped, 0 unless ``capacity_factor`` is set.
 
     Choices are grouped by expert where at most a quarter of the experts is chosen: with half of them the grouped form gains
-    nothing on narrow layers, and every expert sees every token. Over several devices tokens are sent to their experts, or, where
-    experts are not split and not grouped, or ``expert_parallel.why_not`` has a reason, every expert sees every token.
+    nothing on narrow layers, and every expert sees every token. Over several devices tokens are sent to their experts. Where
+    experts are neither split nor grouped, or ``expert_parallel.why_not`` has a reason, every expert sees every token there too.
     """
     few = 4 * model.moe.top_k <= model.moe.n_experts
     if (ways("experts") > 1 or few and has_rules()) and not expert_parallel.why_not(params, x, model):

@@ -19,8 +19,8 @@ def choose(
 ) -> config.Stage:
     """The stage with a number for ``micro_batch`` "auto": the largest multiple of the devices that share a batch (of twice
     as many with ``overlap`` 2) which ``memory.table`` says fits, which an update's sequences can fill, and which has at most
-    ``TOKENS`` per device. Where nothing fits it is the smallest, for ``shortage.check`` to tell. Another stage is returned as it
-    is.
+    ``TOKENS`` per device. Where nothing fits it is the smallest, for ``shortage.check`` to tell. Another stage is returned as
+    it is.
 
     Args:
       before: what was chosen when the run began. It is chosen again if it still can be, so that a resumed run adds the same

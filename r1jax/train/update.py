@@ -47,8 +47,8 @@ class Trainer:
             )
         if stage.micro_batch % (model.overlap * self.ways):
             raise ValueError(
-                f"overlap is 2 and micro_batch {stage.micro_batch}, so one of the {self.ways} devices that share a batch cannot "
-                f"halve its rows; set micro_batch to a multiple of {2 * self.ways}, or overlap to 1"
+                f"overlap is 2 and micro_batch {stage.micro_batch}: the {self.ways} devices that share a batch cannot halve "
+                f"their rows; set micro_batch to a multiple of {2 * self.ways}, or overlap to 1"
             )
         if stage.sequence_length % mesh.shape["context"]:
             raise ValueError(
