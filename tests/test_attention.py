@@ -224,16 +224,18 @@ def test_a_latent_is_gathered_and_not_the_keys_that_it_makes():
     positions = np.broadcast_to(np.arange(32, dtype=np.int32), tokens.shape)
     weights = rng.standard_normal((2, 32, model.d_model)).astype(np.float32)
 
-    def total(params):
-        hidden, _, _ = decoder.forward(params, tokens, positions, segments, prefix=prefix, model=model)
-        return (hidden * weights).sum()
+    def gradient():  # anew, for jax remembers what it traced for one device
+        def total(params):
+            hidden, _, _ = decoder.forward(params, tokens, positions, segments, prefix=prefix, model=model)
+            return (hidden * weights).sum()
 
-    grad = jax.value_and_grad(total)
-    expected = jit(grad)(params)
+        return jax.value_and_grad(total)
+
+    expected = jit(gradient())(params)
     mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=1, context=4))
     layout = sharding.param_shardings(decoder.specs(model), mesh, sharding.TRAIN)
     with sharding.using(mesh, sharding.TRAIN):
-        run = jit(grad, in_shardings=(layout,)).lower(params).compile()
+        run = jit(gradient(), in_shardings=(layout,)).lower(params).compile()
     a = model.attention
     keys = tokens.size // 2 * a.n_heads * a.v_dim  # of the rows of a device
     sizes = collective_sizes(run.as_text(), "all-gather") + collective_sizes(run.as_text(), "all-reduce")

@@ -1,6 +1,6 @@
 """A whole GRPO step, from the rollout to the update, on meshes of eight devices and on one: the same numbers.
 
-For other programs see test_devices.py: there whole runs are compared, with SFT, checkpoints, exports and several processes.
+test_devices.py compares whole runs, with SFT, checkpoints, exports and several processes, on fewer meshes.
 """
 
 import contextlib
@@ -11,9 +11,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from random_models import collective_sizes, jit
 from rich.console import Console
 
-from r1jax import config, rundir
+from r1jax import config, rundir, sharding
+from r1jax.models import decoder
+from r1jax.params import abstract
 from r1jax.stages import grpo, workspace
 from r1jax.stages.prepare import prepare
 
@@ -90,3 +93,17 @@ def test_a_step_is_that_of_one_device(name, alone, tmp_path):
 @pytest.mark.parametrize("name", MESHES)
 def test_ten_shapes(name, model, length, alone, tmp_path):
     check(model, length, name, alone, tmp_path / "run")
+
+
+def test_a_split_of_heads_and_channels_sends_sums_alone():
+    """Forward: those of the embedding, of attention and of the feed-forward, the latter two in a loop over layers."""
+    model = dataclasses.replace(MODELS["dense"], attention=config.GQA(n_heads=4, n_kv_heads=4, head_dim=8))
+    mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=1, tensor=4))
+    layout = sharding.param_shardings(decoder.specs(model), mesh, sharding.TRAIN)
+    shapes = abstract(decoder.specs(model))
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+    rows = [sharding.put(np.ones((4, 8), np.int32), mesh, sharding.TRAIN, "batch", "sequence")] * 3
+    with sharding.using(mesh, sharding.TRAIN):
+        program = jit(lambda *args: decoder.forward(*args, model=model)[0]).lower(params, *rows).compile().as_text()
+    assert collective_sizes(program, "all-reduce") == 3 * [2 * 8 * model.d_model]
+    assert not any(collective_sizes(program, kind) for kind in ("all-gather", "all-to-all", "collective-permute"))
