@@ -219,10 +219,10 @@ def test_a_latent_is_gathered_and_not_the_keys_that_it_makes():
         attention=dataclasses.replace(MLA.attention, n_heads=8),
     )  # fmt: skip
     params, rng = draw(model), np.random.default_rng(0)
-    tokens = rng.integers(0, model.vocab_size, (2, 32)).astype(np.int32)
-    *_, segments, prefix = drawn(2, 32)
+    tokens = rng.integers(0, model.vocab_size, (4, 32)).astype(np.int32)
+    *_, segments, prefix = drawn(4, 32)
     positions = np.broadcast_to(np.arange(32, dtype=np.int32), tokens.shape)
-    weights = rng.standard_normal((2, 32, model.d_model)).astype(np.float32)
+    weights = rng.standard_normal((4, 32, model.d_model)).astype(np.float32)
 
     def gradient():  # anew, for jax remembers what it traced for one device
         def total(params):

@@ -61,6 +61,6 @@ def test_where_nothing_fits_it_is_what_needs_least():
 def test_what_divides_nothing_is_refused():
     odd = dataclasses.replace(DENSE, d_model=63, d_ff=63, vocab_size=263, attention=config.GQA(7, 7, 2))
     with pytest.raises(config.ConfigError, match="mesh.auto finds no mesh of 8 devices: micro_batch is 3, not a multiple of"):
-        chosen(odd, 2**40, dataclasses.replace(STAGE, micro_batch=3, sequence_length=15))
+        chosen(odd, 2**40, dataclasses.replace(STAGE, micro_batch=3, sequence_length=17))
     with pytest.raises(config.ConfigError, match=r"mesh.auto chooses every size, .* set to \(1, 0, 2, 1, 1\)"):
         config.Mesh(auto=True, expert=2)

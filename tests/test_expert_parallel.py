@@ -77,9 +77,39 @@ def test_values_and_gradients_are_those_of_every_expert_for_every_token(model, s
     check_same(model, *inputs(), sizes)
 
 
-def test_all_tokens_may_choose_the_experts_of_one_device():
+@pytest.mark.parametrize("small", [0, 10_000], ids=["one after another", "at once"])
+def test_all_tokens_may_choose_the_experts_of_one_device(monkeypatch, small):
+    monkeypatch.setattr(expert_parallel, "SMALL", small)
     routes = jnp.broadcast_to(jnp.array([13, 12, 15, 14]), (ROWS, LENGTH, 4))
     check_same(MODEL, *inputs(), config.Mesh(expert=4, fsdp=2), routes=routes)
+
+
+def test_the_ragged_form_sends_what_the_dense_one_does(monkeypatch):
+    """``ragged_all_to_all`` by its documentation, as a CPU has none; and the accelerators' program is made with it."""
+
+    def ragged(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
+        me, place = jax.lax.axis_index(axis_name), jnp.arange(len(output))
+        sent = [jax.lax.all_gather(a, axis_name) for a in (operand, input_offsets, send_sizes, output_offsets)]
+        for rows, begin, size, to in zip(*sent, strict=True):
+            here = (place >= to[me]) & (place < to[me] + size[me])
+            taken = rows[jnp.clip(place - to[me] + begin[me], 0, len(rows) - 1)]
+            output = jnp.where(here.reshape(-1, *(1,) * (output.ndim - 1)), taken, output)
+        total = jax.lax.all_to_all(send_sizes, axis_name, 0, 0, tiled=True)
+        return jnp.where((recv_sizes == total).all(), output, jnp.nan if output.dtype == jnp.float32 else -1)
+
+    params, x = inputs()
+    sizes = config.Mesh(expert=4, data=2, fsdp=1)
+    monkeypatch.setattr(expert_parallel, "platform", lambda: "gpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.lax, "ragged_all_to_all", ragged)
+        check_same(MODEL, params, x, sizes)
+
+    def layer(params, x):
+        return expert_parallel.experts_parallel(params, x, moe.route(params, x, MOE), MODEL)[0].sum()
+
+    with sharding.using(sharding.make_mesh(sizes), sharding.TRAIN):
+        program = jax.jit(jax.grad(layer)).trace(params, x).lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count("ragged_all_to_all") > 4 and "stablehlo.all_to_all" in program  # of rows; sizes go the plain way
 
 
 def test_rows_that_share_the_tensor_axis_with_the_channels_of_experts():

@@ -4,8 +4,9 @@ Each device routes its own tokens and sends a token once to every device that ha
 (DeepSeek-V3, arXiv 2412.19437, section 3.2, limits these by the groups that a token may choose from). There the rows meet the
 experts by ``nn.grouped``; their gated sum goes back as one row, and where the token came from all devices' rows are added.
 
-Nothing is dropped unless ``capacity_factor`` says so. Shapes are static, so without it there is room for the worst case: all
-tokens of all devices on one. Experts' weights stay on their devices; only what fsdp splits of these is gathered.
+Nothing is dropped unless ``capacity_factor`` says so. Shapes are static, so without it there is room for the worst case, all
+tokens of all devices on one. The tokens of a device are then worked on after those of another, for the gradient once more.
+Experts' weights stay on their devices; only what fsdp splits of these is gathered.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from r1jax.nn import fp8, grouped
 from r1jax.nn.quantized import Quantized
 from r1jax.sharding import mesh_axes, on_each_device, platform, ways
 
+SMALL = 4096
+"""Choices of a device's own tokens up to which those of all devices are worked on at once, so that weights are read once."""
 KERNELS = {"gate": ("experts", "embed", "mlp"), "up": ("experts", "embed", "mlp"), "down": ("experts", "mlp", "embed")}
 """Logical axes of the experts' kernels."""
 
@@ -191,11 +194,19 @@ def _on_device(kernels, x, ids, gates, model: config.Model):
     came, weigh = (travel(spread(a, moves).reshape(devices, sent, -1), sizes, back) for a in (x, gates))
     real = jnp.arange(sent) < back[:, None]
     own = jnp.where(real[:, :, None], travel(own, sizes, back), per)
-    came, own, weigh = (a.reshape(devices * sent, -1) for a in (came, own, weigh))
-    out, dropped = _products(kernels, came, own, weigh, per, worked, block, model)
+    parts = devices if model.capacity_factor is None and ids.size > SMALL else 1
+    came, own, weigh = (a.reshape(parts, devices // parts * sent, -1) for a in (came, own, weigh))
+
+    def work(rows):
+        return _products(kernels, *rows, per, worked // parts, block, model)
+
+    if parts == 1:
+        out, dropped = work((came[0], own[0], weigh[0]))
+    else:
+        out, dropped = jax.lax.map(jax.checkpoint(work), (came, own, weigh))
     out = travel(out.reshape(devices, sent, -1), back, sizes)
     unsent = (wanted & ~kept)[jnp.arange(n)[:, None], ids // per].sum()
-    return collect(out.reshape(devices * sent, -1), moves), dropped + unsent.astype(jnp.float32)
+    return collect(out.reshape(devices * sent, -1), moves), dropped.sum() + unsent.astype(jnp.float32)
 
 
 def _products(kernels, x, ids, gates, n_experts: int, room: int, block: int, model: config.Model):
