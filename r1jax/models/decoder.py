@@ -94,8 +94,9 @@ def recomputed(layer: Callable, remat: config.model.Remat) -> Callable:
 
 def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
     """int32[B, T] -> [B, T, D]. A product with a one-hot row, so rounded as an operand: a sampler that holds its kernels in
-    ``head_dtype`` then sees what the trainer sees."""
-    return jnp.take(params["embed"]["table"], tokens, axis=0).astype(model.head_dtype).astype(model.dtype)
+    ``head_dtype`` then sees what the trainer sees. Where its channels are split the table is gathered: else the gradients of
+    all tokens would be."""
+    return jnp.take(constrain(params["embed"]["table"], "vocab", None), tokens, axis=0).astype(model.head_dtype).astype(model.dtype)
 
 
 def head_kernel(params) -> jax.Array:
