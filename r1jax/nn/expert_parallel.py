@@ -105,7 +105,8 @@ def _is_fp8(kernel) -> bool:
 
 
 def most_devices(moe: config.MoE, devices: int) -> int:
-    """The most devices that a token goes to: its experts come from ``top_groups`` groups, which lie on some devices each."""
+    """The most devices that the router sends a token to: its experts come from ``top_groups`` groups, which lie on some devices
+    each."""
     group = -(-devices // moe.n_groups)  # devices that a group touches, if it does not begin amid one
     whole = devices % moe.n_groups == 0 or moe.n_groups % devices == 0
     return min(moe.top_k, devices, moe.top_groups * group if whole else devices)
@@ -182,7 +183,7 @@ def _on_device(kernels, x, ids, gates, model: config.Model):
     # Tokens in the order of each device's block, and of each token the devices that it goes to.
     order = jnp.argsort(~wanted.T, axis=1, stable=True)[:, :sent].astype(jnp.int32)
     source = jnp.where(jnp.arange(sent) < count[:, None], order, n)
-    _, goes = jax.lax.top_k(kept.astype(jnp.int32), most_devices(model.moe, devices))
+    _, goes = jax.lax.top_k(kept.astype(jnp.int32), min(ids.shape[1], devices))  # replayed choices know no groups
     at = goes * sent + jnp.take_along_axis(place, goes, axis=1)
     moves = Moves(source.reshape(-1), jnp.where(jnp.take_along_axis(kept, goes, axis=1), at, devices * sent))
 
