@@ -96,7 +96,8 @@ def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
     """int32[B, T] -> [B, T, D]. A product with a one-hot row, so rounded as an operand: a sampler that holds its kernels in
     ``head_dtype`` then sees what the trainer sees. Where its channels are split the table is gathered: else the gradients of
     all tokens would be."""
-    return jnp.take(constrain(params["embed"]["table"], "vocab", None), tokens, axis=0).astype(model.head_dtype).astype(model.dtype)
+    table = constrain(params["embed"]["table"], "vocab", None)
+    return jnp.take(table, tokens, axis=0).astype(model.head_dtype).astype(model.dtype)
 
 
 def head_kernel(params) -> jax.Array:
