@@ -80,23 +80,32 @@ def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.M
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def trainer_mesh(sizes: config.Mesh, engine: config.Engine) -> jax.sharding.Mesh:
-    """``make_mesh`` of the devices that train: all, or those that ``engine.devices`` leaves.
+def trainer_devices(engine: config.Engine) -> list:
+    """The devices that train: all, or those that ``engine.devices`` leaves.
 
     Raises:
-      ValueError: as ``make_mesh``; or no device is left, or there are several processes.
+      ValueError: no device is left, or there are several processes.
     """
+    devices = jax.devices()
     if not engine.devices:
-        return make_mesh(sizes)
+        return devices
     if jax.process_count() > 1:
         raise ValueError(
             f"engine.devices is {engine.devices}, but there are {jax.process_count()} processes: weights are sent to other "
             "devices within one process only; set it to 0, and engine.mesh to how the sampler uses all of them"
         )
-    devices = jax.devices()
     if engine.devices >= len(devices):
         raise ValueError(f"engine.devices is {engine.devices} of {len(devices)}; leave at least one for the trainer")
-    return make_mesh(sizes, devices[: -engine.devices])
+    return devices[: -engine.devices]
+
+
+def trainer_mesh(sizes: config.Mesh, engine: config.Engine) -> jax.sharding.Mesh:
+    """``make_mesh`` of the devices that train.
+
+    Raises:
+      ValueError: as ``make_mesh`` and ``trainer_devices`` do.
+    """
+    return make_mesh(sizes, trainer_devices(engine))
 
 
 def sampler_mesh(engine: config.Engine, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
@@ -187,6 +196,11 @@ def one_device() -> bool:
     return current is None or current[0].size == 1
 
 
+def has_rules() -> bool:
+    """Whether what is being traced will run on several devices, by a table of rules."""
+    return not one_device() and bool(_current.get()[1])
+
+
 def platform() -> str:
     """``cpu``, ``gpu`` or ``tpu``: where what is being traced will run."""
     current = _current.get()
@@ -199,14 +213,25 @@ def ways(axis: str) -> int:
     return 1 if current is None else math.prod(current[0].shape[a] for a in current[1].get(axis, ()))
 
 
-def on_each_device(f: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]) -> Callable:
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes of more than one device over which this logical axis is split in what is being traced."""
+    current = _current.get()
+    return () if current is None else tuple(a for a in current[1].get(axis, ()) if current[0].shape[a] > 1)
+
+
+def on_each_device(f: Callable, inputs: tuple[tuple[str | None, ...], ...], output: Any) -> Callable:
     """``f`` called by each device with its own parts of the arrays, which lie by these logical axes; for kernels that the
-    compiler cannot split. Outside ``using``, on one device or without rules ``f`` itself."""
+    compiler cannot split. Outside ``using``, on one device or without rules ``f`` itself.
+
+    Args:
+      output: logical axes of what ``f`` returns; a list of them for a list of arrays.
+    """
     mesh, table = _current.get() or (None, {})
     if mesh is None or mesh.size == 1 or not table:
         return f
     specs = tuple(partition(axes, table) for axes in inputs)
-    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=partition(output, table), check_vma=False)
+    out = [partition(axes, table) for axes in output] if isinstance(output, list) else partition(output, table)
+    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
 
 
 def put(x: np.ndarray, mesh: jax.sharding.Mesh, table: Rules, *axes: str | None) -> jax.Array:

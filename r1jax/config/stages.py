@@ -44,6 +44,11 @@ class Stage:
     """How packed rows attend; None keeps the model's choice."""
     remat: Remat | None = None
     """What the backward pass computes again; None keeps the model's choice."""
+    capacity_factor: float | None = None
+    """Room for the tokens that travel to experts on other devices; see ``Model.capacity_factor``. None keeps the model's, which
+    drops nothing unless it says so."""
+    overlap: Literal[1, 2] | None = None
+    """Halves of a micro-batch that a layer computes side by side; see ``Model.overlap``. None keeps the model's choice."""
     offload: tuple[Literal["optimizer", "reference"], ...] = ()
     """What rests in the host's memory and comes to the device when it is used: the ``optimizer``'s moments and float32 weights
     (a layer at a time), the ``reference`` (while it scores). Values do not depend on it. Safe to change on resume."""

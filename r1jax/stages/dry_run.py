@@ -38,6 +38,8 @@ def dry_run(settings: Stage | Pipeline, name: str) -> int:
 def show(console: Console, title: str, found: Prepared) -> None:
     stage = found.stage
     console.print(found.memory.table(title))
+    if found.mesh_reason:
+        console.print(found.mesh_reason)
     if found.chosen:
         console.print(micro_batch.line(stage, found.mesh))
     where, sampled = (sharding.describe(mesh) for mesh in (found.mesh, sharding.sampler_mesh(stage.engine, found.mesh)))

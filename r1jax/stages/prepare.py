@@ -17,11 +17,11 @@ from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.plan import memory, micro_batch, shortage
+from r1jax.plan import auto_mesh, memory, micro_batch, shortage
 from r1jax.rundir import RunDir
 from r1jax.stages.export import plan_export
 
-COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat")
+COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat", "capacity_factor", "overlap")
 """The fields of a model that are not its architecture; a stage has each too."""
 
 
@@ -48,6 +48,8 @@ class Prepared:
     """``sources.NAME``, and ``eval.sources.NAME`` of the evaluation -> ``data.sources.Rows.identity``."""
     chosen: dict[str, int]
     """Fields that the config leaves to the memory that is free -> what was chosen."""
+    mesh_reason: str
+    """Why ``mesh.auto`` chose its sizes; empty if the config did."""
 
 
 def prepare_all(settings: Stage | Pipeline, name: str, run: Path | None = None) -> dict[str, Prepared]:
@@ -82,7 +84,6 @@ def prepare(
       run: where it is trained. Once there is a checkpoint, model and text are the run's own: what they were made from may have
         changed since, or be gone.
     """
-    mesh = sharding.trainer_mesh(stage.mesh, stage.engine)
     if run is not None and rundir.has_checkpoint(run):
         opened = loading.open_model(str(run))
         model, found, text = opened.model, opened.tokenizer, opened.text
@@ -91,6 +92,8 @@ def prepare(
         model, opened = find_model(stage, planned)
         found, template, text = find_text(stage, model, opened)
     stage.engine.check(model)
+    sizes, why = auto_mesh.choose(stage, model, devices=sharding.trainer_devices(stage.engine))
+    mesh = sharding.trainer_mesh(sizes, stage.engine)
     loaded = [(s, sources.load(s)) for s in stage.sources]
     mixture = Mixture(loaded, stage.seed)
     evaluated = held_out(stage)
@@ -106,7 +109,9 @@ def prepare(
     commits = {place: commit for place, commit in commits.items() if commit is not None}
     parts = (("sources", loaded), ("eval.sources", evaluated))
     digests = {f"{place}.{s.name}": r.identity for place, part in parts for s, r in part}
-    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen)
+    return Prepared(
+        stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen, why
+    )  # fmt: skip
 
 
 def find_model(

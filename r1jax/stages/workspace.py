@@ -199,6 +199,8 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         console = None if main else Console(file=io.StringIO())
         display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
         display.note(found.memory.line())
+        if found.mesh_reason:
+            display.note(found.mesh_reason)
         if found.chosen:
             display.note(micro_batch.line(stage, mesh))
         stack.enter_context(_out_of_memory(display, found))

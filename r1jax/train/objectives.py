@@ -76,6 +76,9 @@ def loss(
     if layers := moe_layers(model):
         balance = aux.balance / (totals["sequences"] * layers)
         sums |= {"balance": balance, "load": tuple(aux.load)}
+        if model.capacity_factor is not None:
+            sums["dropped"] = sum(d.sum() for d in aux.dropped if d is not None)
+            sums["choices"] = jnp.float32(batch.tokens.size * model.moe.top_k * layers)
         total += stage.balance_weight * balance
     if batch.routes is not None:
         sums["routes_apart"], sums["routes"] = sum(d.sum(0) for d in aux.disagreement if d is not None)

@@ -45,6 +45,11 @@ class Trainer:
                 f"micro_batch is {stage.micro_batch}, not a multiple of the {self.ways} devices that share a batch; "
                 "change one of them"
             )
+        if stage.micro_batch % (model.overlap * self.ways):
+            raise ValueError(
+                f"overlap is 2 and micro_batch {stage.micro_batch}: the {self.ways} devices that share a batch cannot halve "
+                f"their rows; set micro_batch to a multiple of {2 * self.ways}, or overlap to 1"
+            )
         if stage.sequence_length % mesh.shape["context"]:
             raise ValueError(
                 f"sequence_length {stage.sequence_length} is not a multiple of mesh.context {mesh.shape['context']}; "
@@ -266,6 +271,8 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         out["sampler/logprob_diff_max"] = sums["max/logprob_diff"]
     if "routes" in sums:
         out["sampler/route_disagreement"] = sums["routes_apart"] / jnp.maximum(sums["routes"], 1.0)
+    if "dropped" in sums:
+        out["expert/dropped"] = sums["dropped"] / sums["choices"]
     if "load" in sums:
         shares = [load / jnp.maximum(load.mean(-1, keepdims=True), 1e-9) for load in sums["load"] if load is not None]
         out["expert/max_load"] = jnp.stack([s.max() for s in shares]).max()
