@@ -56,7 +56,7 @@ def test_what_is_sent_is_what_a_program_would_take(weights, rank):
         for _ in range(2):  # the base beside adapters stays from the first time
             sampler.load(params)
         taken.append([np.asarray(x) for x in jax.tree.leaves(sampler.params)])
-    for x, *others in zip(*taken, strict=True):
+    for x, *others in zip(*(taken[1:] if rank else taken), strict=True):  # a base that is shared is not cut into layers
         for other in others:
             np.testing.assert_array_equal(x, other)
     assert not any(x.is_deleted() for x in jax.tree.leaves(params))
