@@ -139,6 +139,12 @@ def _parts(axes: tuple[str | None, ...], table: Rules) -> list[tuple[str, ...]]:
     return parts
 
 
+def few_whole(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh, table: Rules):
+    """``axes`` without KV heads that the mesh does not divide: there are few of them, and every device has them all."""
+    ways = math.prod(mesh.shape[a] for a in table.get("kv_heads", ()))
+    return tuple(None if name == "kv_heads" and size % ways else name for size, name in zip(shape, axes, strict=True))
+
+
 def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
     """A NamedSharding per ParamSpec.
 
@@ -187,7 +193,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if current is None or current[0].size == 1:
         return x
     mesh, table = current
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, table)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(few_whole(x.shape, axes, mesh, table), table)))
 
 
 def one_device() -> bool:

@@ -206,7 +206,8 @@ class Sampler:
 
         row, table = lay("batch"), lay("batch", None)
         drafting = Drafting(lay("batch", None, None), table, row, row, row) if self.engine.speculative else None
-        layer = (tuple(lay(*axes) for _, axes in caches.shapes(self.model, self.slots, 1)),) * blocks
+        arrays = caches.shapes(self.model, self.slots, 1)
+        layer = (tuple(lay(*sharding.few_whole(*array, self.mesh, self.rules)) for array in arrays),) * blocks
         return Decoding(
             cache=(layer,) * (self.model.n_layers + self.engine.speculative), tokens=table, logprobs=table, newest=row,
             length=row, cap=row, finish=row, prompt_length=row, keys=row,
