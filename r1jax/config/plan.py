@@ -42,10 +42,15 @@ class Efficiency:
             raise ConfigError("--efficiency: longest and fp8-gain are at least 1, layer-seconds and reward-seconds at least 0")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plan:
-    """Whether a config fits on machines that are not here, how long its steps take and what it costs."""
+    """Say whether a config fits on machines that are not here, how long its steps take and what it costs.
 
+    Every setting of the config is an option too, as of ``r1jax train``.
+    """
+
+    config: str
+    """Name of a shipped config (``r1jax configs``) or path of a .py file."""
     topology: str
     """A cloud's name for it: ``v5p:8x8x8``, ``v5p-128``, ``v6e-8``, ``h800:512``, ``a100:64``, ``rtx4090``; or ``here``.
     The chips are in r1jax/plan/chips.py."""

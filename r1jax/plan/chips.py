@@ -14,7 +14,7 @@ V3 = "arXiv 2412.19437, section 3.2.2"
 class Chip:
     name: str
     """As clouds and sellers write it."""
-    platform: Literal["tpu", "gpu"]
+    platform: Literal["tpu", "gpu", "cpu"]
     bf16: float
     """FLOP/s of bfloat16 matrix products with float32 sums."""
     fp8: float

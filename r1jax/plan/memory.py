@@ -127,8 +127,9 @@ class Memory:
             size, held = self.parts.get(name), self.on_host.get(name)
             row = [human(size), self._share(size)] if size else ["", ""]
             table.add_row(name, *row, human(held) if held else "", end_section=name == names[-1])
-        table.add_row("at the most", human(self.need), self._share(self.need), human(self.host_need))
-        table.add_row("capacity", human(self.capacity), "", human(self.host_capacity))
+        on_host = [human(size) for size in (self.host_need, self.host_capacity)] if self.on_host else ["", ""]
+        table.add_row("at the most", human(self.need), self._share(self.need), *on_host[: bool(self.on_host)])
+        table.add_row("capacity", human(self.capacity), "", *on_host[1:][: bool(self.on_host)])
         return table
 
     def _share(self, size: int) -> str:

@@ -131,6 +131,11 @@ def estimate(model: config.Model, topology: Topology, layout: Layout, load: Load
     return Round(phases | {"update": m.update(), "reshard": m.reshard()})
 
 
+def sampler_bytes(model: config.Model, layout: Layout, load: Load) -> float:
+    """Of a device's weights for the rollout."""
+    return _Machine(model, None, layout, load, Efficiency()).sampler_bytes()
+
+
 def training_rate(model: config.Model, topology: Topology, sequence: int, e: Efficiency, *, fp8: bool = False) -> float:
     """Tokens/s of a device that trains on sequences of so many tokens, with all communication hidden."""
     cost = flops.GRADIENT * flops.forward_flops(model, sequence, flops.causal_pairs(sequence), sequence) / sequence
@@ -168,7 +173,7 @@ def parameters(model: config.Model) -> tuple[float, float]:
 @dataclass(frozen=True)
 class _Machine:
     model: config.Model
-    topology: Topology
+    topology: Topology | None
     layout: Layout
     load: Load
     e: Efficiency
@@ -215,7 +220,7 @@ class _Machine:
 
     def reshard(self) -> Phase:
         """Weights from the trainer's layout to the sampler's, once a round: what a device receives others send."""
-        size = self._sampler_bytes()
+        size = self.sampler_bytes()
         ways = self.layout.fsdp * self.layout.expert * self.layout.tensor
         node, network = self._over(size * (1 - 1 / ways), min(ways, self.layout.devices))
         return self._phase(0.0, 2 * size, node, network, 0.8, 0.0)
@@ -253,18 +258,16 @@ class _Machine:
         return each * self._computed / self.layout.tensor
 
     def _numbers(self) -> float:
-        """Bytes of a number of the sampler's kernels."""
         return self.load.weight_bytes or jnp.dtype(self.model.head_dtype).itemsize
 
     def _split(self) -> tuple[float, float]:
         """Over how many devices the sampler's experts and its other weights are split."""
         if self.layout.replica:
             return self.layout.replica, self.layout.replica
-        attention = self.model.attention.kind == "mla"
-        whole = _attention_share(self.model) if attention else 0.0
+        whole = _attention_share(self.model) if self.model.attention.kind == "mla" else 0.0
         return self.layout.expert * self.layout.tensor, 1 / (whole + (1 - whole) / self.layout.tensor)
 
-    def _sampler_bytes(self) -> float:
+    def sampler_bytes(self) -> float:
         experts, others = parameters(self.model)
         by_expert, by_other = self._split()
         return (experts / by_expert + others / by_other) * self._numbers()

@@ -67,6 +67,12 @@ class Topology:
         )
 
 
+def of_this_machine(platform: str, devices: int, flops: float, bandwidth: float, memory: float) -> Topology:
+    """The devices of this machine, by what was measured on one: FLOP/s, bytes/s and free bytes."""
+    chip = Chip(HERE, platform, flops, flops, memory, bandwidth, bandwidth, bandwidth, devices, "measured on this machine")
+    return Topology(chip, devices)
+
+
 def parse(text: str) -> Topology:
     """A topology by its name.
 
