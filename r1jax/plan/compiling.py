@@ -41,7 +41,7 @@ class Program:
     """Results that take no argument's place."""
     code: int = 0
     host: int = 0
-    """Of the arguments, what lies in the host's memory."""
+    """Arguments that lie in the host's memory, beside the others."""
     collectives: tuple[Collective, ...] = ()
     gathers: tuple[str, ...] = ()
     """All-gathers of all tokens or of all experts."""
@@ -125,9 +125,10 @@ def environment(topology: Topology | None) -> dict[str, str]:
 
 
 def last_line(stderr: str) -> str:
-    """The last line that says something."""
+    """The line of the exception that ended a process, or the last one that says something."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "it said nothing"
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (named or lines or ["it said nothing"])[-1][:500]
 
 
 def summary(error: str) -> str:

@@ -53,7 +53,7 @@ def spread(hours: Callable[[float, Efficiency], float], answer: float, e: Effici
     moved = sorted(((text, *(hours(*end) for end in pair)) for text, pair in inputs.items()), key=lambda m: -abs(m[2] - m[1]))
     below = math.sqrt(sum(max(0.0, base - min(m[1:])) ** 2 for m in moved))
     above = math.sqrt(sum(max(0.0, max(m[1:]) - base) ** 2 for m in moved))
-    return Range(max(base - below, min(min(m[1:]) for m in moved)), base, base + above, tuple(moved[:3]))
+    return Range(max(base - below, 0.0), base, base + above, tuple(moved[:3]))
 
 
 ENDS = {

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import config, sharding
 from r1jax.config import stages
@@ -26,6 +27,7 @@ from r1jax.plan.activations import micro_batch
 from r1jax.plan.layout import device_bytes, host_bytes
 from r1jax.plan.sampling import cache_length, longest_answer
 from r1jax.rollout.sampler import Sampler
+from r1jax.train.offload import HOST
 from r1jax.train.update import Trainer
 
 
@@ -50,17 +52,31 @@ def devices(name: str) -> list[jax.Device]:
 
 
 def update(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """One update of one micro-batch; how many of them there are makes no difference to the program but for the batch's size."""
+    """One update of one micro-batch; how many of them there are makes no difference to the program but for the batch's size.
+
+    This JAX cannot say of a GPU that is only described that an array lies on its host. What the stage rests there is then
+    compiled as if it were on the device and taken off its sum afterwards, and ``remat`` offload is compiled as ``layer``.
+    """
+    asked, away = stage.offload, not _reaches_host(mesh)
+    if away:
+        stage = dataclasses.replace(stage, offload=())
+        model = dataclasses.replace(model, remat="layer" if model.remat == "offload" else model.remat)
     trainer = Trainer(stage, model, mesh)
     state = trainer.abstract()
     batch = micro_batch(stage, (1, stage.micro_batch, stage.sequence_length))
-    parts = {
-        "weights": device_bytes(state.params),
+    sizes = {
         "optimizer": device_bytes(state.opt_state) + device_bytes(state.master),
         "reference": device_bytes(state.reference),
     }
+    moved = sum(size for name, size in sizes.items() if away and name in asked)
+    parts = {"weights": device_bytes(state.params)} | {n: size for n, size in sizes.items() if not (away and n in asked)}
     tokens = stage.micro_batch * stage.sequence_length * model.d_model
-    return compiled(lambda: trainer.lower_update(batch), mesh, parts, host_bytes(state), tokens, model)
+    found = compiled(lambda: trainer.lower_update(batch), mesh, parts, host_bytes(state) + moved, tokens, model)
+    return found | {"arguments": found["arguments"] - moved}
+
+
+def _reaches_host(mesh: jax.sharding.Mesh) -> bool:
+    return NamedSharding(mesh, PartitionSpec()).with_memory_kind(HOST).memory_kind == HOST
 
 
 def decode(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from r1jax.plan.topology import Topology
 
 PER_CHANGE = 1.03
 """Each change counts as so many times the time: of two settings as fast, the one with fewer changes."""
-MOST_TRIED = 12
+MOST_TRIED, MOST_ELSEWHERE = 10, 3
+"""Meshes, batches and remats that are traced on a topology: a second or two each for 671B parameters."""
 USABLE = 0.95
 """Of a device's memory: the rest is the runtime's."""
 
@@ -66,22 +67,34 @@ def proposals(
     return list(itertools.islice(_elsewhere(stage, model, t, prompt, answer, e), wanted))
 
 
-def _fitting(stage, model, t: Topology, prompt: float, answer: float, e: Efficiency) -> Iterator[Proposal]:
+def _fitting(
+    stage, model, t: Topology, prompt: float, answer: float, e: Efficiency, most: int = 0
+) -> Iterator[Proposal]:
+    """Tries meshes and batches, at most so many; 0 is ``MOST_TRIED``."""
+    most = most or MOST_TRIED
     room, host = capacity(t)
     ranked = []
     for changes, changed, its_model, shape in candidates(stage, model, t):
         need, on_host = at_least(changed, its_model, shape)
-        if need > room or (host is not None and on_host > host):
+        if need > room * 0.9 or (host is not None and on_host > host):
             continue
         layout, load = roofline.of_stage(changed, its_model, dict(zip(sharding.AXES, shape, strict=True)), prompt, answer, e)
         seconds = roofline.estimate(its_model, t, layout, load, e).seconds
         ranked.append((seconds * PER_CHANGE ** len(changes), seconds, changes, changed, its_model, shape))
     ranked.sort(key=lambda r: r[0])
-    for _, seconds, changes, changed, its_model, shape in ranked[:: max(1, len(ranked) // 4000)][:MOST_TRIED]:
+    traced: dict[tuple, int] = {}  # what a backward pass keeps does not depend on offload, moments, slots or the sampler
+    for _, seconds, changes, changed, its_model, shape in ranked:
+        key = (tuple(shape), changed.micro_batch, its_model.remat)
+        if key in traced and at_least(changed, its_model, shape)[0] + traced[key] > room:
+            continue
+        if key not in traced and len(traced) == most:
+            return
         try:
             needed = estimate(changed, its_model, t, shape)
         except ValueError:
+            traced[key] = room
             continue
+        traced[key] = needed.activations
         if needed.fits:
             yield Proposal(changes, changed, its_model, t, needed, seconds)
 
@@ -89,7 +102,7 @@ def _fitting(stage, model, t: Topology, prompt: float, answer: float, e: Efficie
 def _elsewhere(stage, model, t: Topology, prompt: float, answer: float, e: Efficiency) -> Iterator[Proposal]:
     for name in larger(t):
         other = topology.parse(name)
-        for found in itertools.islice(_fitting(stage, model, other, prompt, answer, e), 1):
+        for found in itertools.islice(_fitting(stage, model, other, prompt, answer, e, MOST_ELSEWHERE), 1):
             yield dataclasses.replace(found, changes={"topology": name} | found.changes)
 
 
@@ -106,7 +119,7 @@ def larger(t: Topology) -> list[str]:
             continue
         if other.devices * other.of_device(other.chip.memory) > t.devices * t.of_device(t.chip.memory):
             out.append(name)
-    return out
+    return out[:8]
 
 
 # -- What can be changed
@@ -124,7 +137,7 @@ def candidates(
             offloads.append(more)
     slots = [stage.engine.slots >> n for n in range(3) if stage.engine.slots >> n] if grpo else [stage.engine.slots]
     weights = list(dict.fromkeys([stage.engine.weights, "fp8"])) if grpo and not stage.lora.rank else [stage.engine.weights]
-    remats = list(dict.fromkeys([model.remat, "layer"]))
+    remats = list(dict.fromkeys([model.remat, "layer", "offload"]))
     moments = list(dict.fromkeys([stage.optimizer.moments_dtype, "bfloat16"]))
     for shape in shapes(stage, model, t.devices):
         sizes = dict(zip(sharding.AXES, shape, strict=True))

@@ -46,8 +46,8 @@ class StagePlan:
     def peak(self, program: Program) -> int:
         """Bytes of a device while this program runs: its own, and what stays beside it."""
         m = self.memory
-        beside = m.sampler if program.name == "update" else m.weights + m.moments + m.reference
-        return program.need - program.host + beside
+        beside = m.sampler + m.layer if program.name == "update" else m.weights + m.moments + m.reference
+        return program.need + beside
 
     @property
     def need(self) -> int:

@@ -81,5 +81,4 @@ class Sampling:
             cache += (model.n_layers + engine.speculative) * math.prod(shape) * itemsize // split
         logits = 4 * rows * model.vocab_size * F32  # scaled, exponentiated, cumulated in blocks, and as they were
         logits *= 3 if engine.speculative else 1  # of the draft, of the token that it is compared with, and of the one behind
-        # XLA:CPU's report shows a second copy of the cache inside the loop, in another layout.
-        return cls(device_bytes(weights), cache, logits + cache + rows * cap * route_bytes)
+        return cls(device_bytes(weights), cache, logits + rows * cap * (route_bytes + 2 * F32))  # tokens and log-probs too

@@ -43,14 +43,14 @@ def compiled(p: StagePlan, program: Program) -> Iterator[RenderableType]:
     for name, size in program.parts.items():
         told = f"{name}, {program.cache_copies:.2g} copies of each token" if name == "cache" else name
         table.add_row(told, human(size))
-    rest = program.arguments + program.host - sum(program.parts.values())
+    rest = program.arguments - sum(program.parts.values())
     if rest > 0:
         table.add_row("other arguments", human(rest))
     made = "temporary: gradients, activations" if program.name == "update" else "temporary"
     table.add_row(made, human(program.temporary))
     table.add_row("results beside arguments, code", human(program.new_outputs + program.code))
     if program.host:
-        table.add_row("of these on the host", human(program.host))
+        table.add_row("on the host", human(program.host))
     peak = p.peak(program)
     table.add_row("peak, with what stays beside it", f"{human(peak)} of {human(p.memory.capacity)}", end_section=True)
     yield table
@@ -79,7 +79,8 @@ def phases(p: StagePlan) -> Table:
         f"{p.answer:,.0f} tokens ({given}), longest {load.longest:,.0f}"
     )
     columns = (
-        "of a device", "FLOPs", "memory", "in node", "beyond", "products s", "memory s", "links s", "exposed s", "other s", "seconds"
+        "of a device", "FLOPs", "memory", "in node", "beyond", "products s", "memory s", "links s", "exposed s", "other s",
+        "seconds",
     )  # fmt: skip
     table = _table(title, columns)
     for name, x in p.round.phases.items():
