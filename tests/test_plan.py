@@ -229,9 +229,19 @@ def test_low_base_and_high_by_hand():
 # -- Memory
 
 
+WIDER = dataclasses.replace(tiny.DENSE, d_model=128, d_ff=256)
 CASES = {
-    "dense": (tiny.DENSE, {"sequence_length": 64}),
-    "wide": (dataclasses.replace(tiny.DENSE, d_model=128, d_ff=256), {"sequence_length": 64}),
+    "dense": (WIDER, {"sequence_length": 64}),
+    "long rows": (
+        dataclasses.replace(WIDER, remat="layer", segments=(config.Segment("dense", 4),)),
+        {"sequence_length": 256, "micro_batch": 2},
+    ),
+    "experts": (
+        dataclasses.replace(
+            tiny.MOE, d_model=128, d_ff=256, moe=config.MoE(n_experts=16, top_k=2, d_ff=64), remat="layer"
+        ),
+        {"sequence_length": 64},
+    ),
 }
 
 
@@ -260,10 +270,9 @@ def test_decoding_is_within_a_tenth_of_the_compiler_s_report(model):
     report = sampler.lower_decode(length, sampling).compile().memory_analysis()
     params, state = sampler.abstract(length, 192)
     found = Sampling.of(model, mesh, engine, 192)
-    beside = device_bytes(state) - device_bytes(state.cache)  # tokens and log-probs
     assert found.weights == device_bytes(params) and found.cache == device_bytes(state.cache)
     needed = report.argument_size_in_bytes + report.temp_size_in_bytes
-    assert found.need + beside == pytest.approx(needed, rel=0.1)
+    assert found.need == pytest.approx(needed, rel=0.1)
 
 
 def test_a_mesh_of_devices_that_are_not_here_counts_as_one_of_those_that_are():
