@@ -169,6 +169,6 @@ def _stacked(axes, names: list[str], rows: list[dict[str, float]]) -> None:
         hatch = "//" if i >= len(COLOURS) else None
         axes.barh(names, values, left=left, label=label, color=COLOURS[i % len(COLOURS)], hatch=hatch)
         left = [a + b for a, b in zip(left, values, strict=True)]
-    axes.legend(fontsize=7, frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axes.legend(fontsize=7, frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
