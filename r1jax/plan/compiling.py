@@ -17,7 +17,7 @@ from typing import Any
 
 from r1jax import config
 from r1jax.plan.hlo import Collective
-from r1jax.plan.topology import Topology
+from r1jax.plan.topology import HERE, Topology
 
 NEEDS = {"tpu": ("libtpu", "jax[tpu]"), "gpu": ("jax_cuda12_plugin", "jax[cuda12]")}
 """Platform -> the package that compiles for it, and what brings it."""
@@ -66,20 +66,21 @@ def missing(platform: str) -> str:
 
 
 def compile_stage(
-    stage: config.Stage, model: config.Model, topology: Topology | None, program: str, timeout: float
+    stage: config.Stage, model: config.Model, topology: Topology, program: str, timeout: float
 ) -> Program:
     """Compiles one of ``programs.PROGRAMS``.
 
     Args:
       stage: with a number for every size of its mesh and for ``micro_batch``.
-      topology: None is the devices of this machine.
+      topology: ``here`` is the devices of this machine.
 
     Raises:
       ConfigError: the compiler is not installed, failed or took longer than ``timeout`` seconds.
     """
-    if topology is not None and (why := missing(topology.chip.platform)):
+    here = topology.chip.name == HERE
+    if not here and (why := missing(topology.chip.platform)):
         raise config.ConfigError(why)
-    name = topology.name if topology else "here"
+    name = HERE if here else topology.name
     asked = {"stage": config.to_json(stage), "model": config.to_json(model), "topology": name, "program": program}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +89,7 @@ def compile_stage(
         words = [sys.executable, "-m", "r1jax.plan.programs", str(request), str(result)]
         try:
             done = subprocess.run(
-                words, env=environment(topology), capture_output=True, text=True, errors="replace", timeout=timeout
+                words, env=environment(None if here else topology), capture_output=True, text=True, errors="replace", timeout=timeout
             )
         except subprocess.TimeoutExpired:
             raise config.ConfigError(
@@ -111,7 +112,7 @@ def read(name: str, seconds: float, found: dict[str, Any]) -> Program:
 
 
 def environment(topology: Topology | None) -> dict[str, str]:
-    """Of the process that compiles."""
+    """Of the process that compiles; None is for the devices of this machine."""
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [env.get("PYTHONPATH")])])
     if topology is None:
