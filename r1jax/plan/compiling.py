@@ -87,10 +87,9 @@ def compile_stage(
         request, result = Path(folder) / "request.json", Path(folder) / "result.json"
         request.write_text(json.dumps(asked))
         words = [sys.executable, "-m", "r1jax.plan.programs", str(request), str(result)]
+        env = environment(None if here else topology)
         try:
-            done = subprocess.run(
-                words, env=environment(None if here else topology), capture_output=True, text=True, errors="replace", timeout=timeout
-            )
+            done = subprocess.run(words, env=env, capture_output=True, text=True, errors="replace", timeout=timeout)
         except subprocess.TimeoutExpired:
             raise config.ConfigError(
                 f"compiling the {program} for {name} took longer than {timeout:.0f} s; raise --timeout, or use --no-compile"
