@@ -30,6 +30,7 @@ from r1jax.config import bench as bench_commands
 from r1jax.config import commands
 from r1jax.config.base import ConfigError, GuardStop, ProcessLost
 from r1jax.config.loading import list_configs, load_config
+from r1jax.config.plan import Plan
 from r1jax.config.stages import Pipeline, Stage
 from r1jax.place import Place
 
@@ -69,6 +70,13 @@ def train_together(args: Sequence[str], name: str, command: commands.Train, plac
         return supervise.supervise([sys.executable, "-m", "r1jax", *words], places, supervise.logs_of(run_dir), goes_on)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(run_dir) from None
+
+
+def plan(args: Sequence[str]) -> int:
+    name, config, command = parse_train(args, Plan, "r1jax plan")
+    from r1jax.stages.plan import plan
+
+    return plan(config, name, command)
 
 
 def generate(args: Sequence[str]) -> int:
@@ -228,6 +236,7 @@ BENCH: Commands = {
 }
 COMMANDS: Commands = {
     "train": (commands.Train, train),
+    "plan": (Plan, plan),
     "generate": (commands.Generate, generate),
     "chat": (commands.Chat, chat),
     "score": (commands.Score, score),
@@ -331,16 +340,18 @@ def how_to_resume(argv: Sequence[str], interrupt: KeyboardInterrupt) -> str:
 # -- Arguments
 
 
-def parse_train(args: Sequence[str]) -> tuple[str, Stage | Pipeline, commands.Train]:
+def parse_train(
+    args: Sequence[str], arguments: type[T] = commands.Train, prog: str = "r1jax train"
+) -> tuple[str, Stage | Pipeline, T]:
     """The config's name, its value with the flags' changes, and the command's own arguments."""
     if not args or args[0].startswith("-"):
         if {"-h", "--help"} & set(args):
-            parse(commands.Train, ["--help"], "r1jax train")
-        raise ConfigError("name a config first, as in `r1jax train CONFIG --steps 10`; `r1jax configs` lists them")
+            parse(arguments, ["--help"], prog)
+        raise ConfigError(f"name a config first, as in `{prog} CONFIG --steps 10`; `r1jax configs` lists them")
     name, config = load_config(args[0])
     settings = ("settings", Annotated[type(config), tyro.conf.arg(name="")], dataclasses.field(default=config))
-    both = dataclasses.make_dataclass("Train", [settings], bases=(commands.Train,), frozen=True)
-    parsed = parse(both, args, f"r1jax train {args[0]}", f"Settings of {name}, and the values they have without an option.")
+    both = dataclasses.make_dataclass(arguments.__name__, [settings], bases=(arguments,), frozen=True, kw_only=True)
+    parsed = parse(both, args, f"{prog} {args[0]}", f"Settings of {name}, and the values they have without an option.")
     return name, parsed.settings, parsed
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from r1jax import config
 from r1jax.params import map_specs
@@ -24,6 +24,8 @@ from r1jax.params import map_specs
 AXES = ("data", "fsdp", "expert", "tensor", "context")
 Phase = Literal["train", "decode"]
 Rules = Mapping[str, tuple[str, ...]]
+AnyMesh = jax.sharding.Mesh | AbstractMesh
+"""An abstract one names platform and device kind but has no devices: what it lays out can be counted, not made."""
 
 TRAIN: Rules = {
     "batch": ("data", "fsdp", "expert"),
@@ -63,12 +65,7 @@ def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.M
       ValueError: the sizes need more devices than there are, do not divide them, or leave out devices of another process.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [getattr(sizes, axis) for axis in AXES]
-    if 0 in shape:
-        rest, left = divmod(len(devices), math.prod(s for s in shape if s))
-        if left or not rest:
-            raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {len(devices)} devices found")
-        shape[shape.index(0)] = rest
+    shape = mesh_shape(sizes, len(devices))
     if jax.process_count() == 1:
         devices = devices[: math.prod(shape)]
     if math.prod(shape) != len(devices):
@@ -78,6 +75,27 @@ def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.M
         )
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: config.Mesh, devices: int) -> list[int]:
+    """The sizes of ``AXES``, with a number for 0.
+
+    Raises:
+      ValueError: the sizes do not divide the devices.
+    """
+    shape = [getattr(sizes, axis) for axis in AXES]
+    if 0 in shape:
+        rest, left = divmod(devices, math.prod(s for s in shape if s))
+        if left or not rest:
+            raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {devices} devices found")
+        shape[shape.index(0)] = rest
+    return shape
+
+
+def abstract_mesh(shape: list[int], platform: str, device_kind: str) -> AbstractMesh:
+    """A mesh of devices that are not here."""
+    device = AbstractDevice(device_kind, None, platform)
+    return AbstractMesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device)
 
 
 def trainer_devices(engine: config.Engine) -> list:
@@ -108,20 +126,24 @@ def trainer_mesh(sizes: config.Mesh, engine: config.Engine) -> jax.sharding.Mesh
     return make_mesh(sizes, trainer_devices(engine))
 
 
-def sampler_mesh(engine: config.Engine, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+def sampler_mesh(engine: config.Engine, mesh: AnyMesh) -> AnyMesh:
     """Where a stage samples whose trainer has ``mesh``.
 
     Raises:
       ValueError: as ``make_mesh``.
     """
+    if isinstance(mesh, AbstractMesh) and (engine.devices or engine.mesh != config.Mesh()):
+        device = mesh.abstract_device
+        return abstract_mesh(mesh_shape(engine.mesh, engine.devices or mesh.size), device.platform, device.device_kind)
     if engine.devices:
         return make_mesh(engine.mesh, jax.devices()[-engine.devices :])
     return mesh if engine.mesh == config.Mesh() else make_mesh(engine.mesh, list(mesh.devices.flat))
 
 
-def describe(mesh: jax.sharding.Mesh) -> str:
+def describe(mesh: AnyMesh) -> str:
+    device = mesh.abstract_device if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
     split = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}" + (f" as {split}" if split else "")
+    return f"{mesh.size} x {device.device_kind}" + (f" as {split}" if split else "")
 
 
 def partition(axes: tuple[str | None, ...], table: Rules) -> PartitionSpec:
@@ -139,13 +161,13 @@ def _parts(axes: tuple[str | None, ...], table: Rules) -> list[tuple[str, ...]]:
     return parts
 
 
-def few_whole(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh, table: Rules):
+def few_whole(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: AnyMesh, table: Rules):
     """``axes`` without KV heads that the mesh does not divide: there are few of them, and every device has them all."""
     ways = math.prod(mesh.shape[a] for a in table.get("kv_heads", ()))
     return tuple(None if name == "kv_heads" and size % ways else name for size, name in zip(shape, axes, strict=True))
 
 
-def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
+def param_shardings(specs: Any, mesh: AnyMesh, table: Rules) -> Any:
     """A NamedSharding per ParamSpec.
 
     Raises:
@@ -169,16 +191,16 @@ def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
     return map_specs(one, specs)
 
 
-def batch_ways(mesh: jax.sharding.Mesh, table: Rules) -> int:
+def batch_ways(mesh: AnyMesh, table: Rules) -> int:
     """Over how many devices the rows of a batch lie."""
     return math.prod(mesh.shape[a] for a in table["batch"])
 
 
-_current: contextvars.ContextVar[tuple[jax.sharding.Mesh, Rules] | None] = contextvars.ContextVar("sharding", default=None)
+_current: contextvars.ContextVar[tuple[AnyMesh, Rules] | None] = contextvars.ContextVar("sharding", default=None)
 
 
 @contextlib.contextmanager
-def using(mesh: jax.sharding.Mesh, table: Rules):
+def using(mesh: AnyMesh, table: Rules):
     """Makes ``constrain`` follow this mesh and table while functions are traced inside."""
     token = _current.set((mesh, table))
     try:
@@ -210,7 +232,12 @@ def has_rules() -> bool:
 def platform() -> str:
     """``cpu``, ``gpu`` or ``tpu``: where what is being traced will run."""
     current = _current.get()
-    return (jax.devices()[0] if current is None else current[0].devices.flat[0]).platform
+    return jax.devices()[0].platform if current is None else platform_of(current[0])
+
+
+def platform_of(mesh: AnyMesh) -> str:
+    """``cpu``, ``gpu`` or ``tpu``."""
+    return mesh.abstract_device.platform if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
 
 def ways(axis: str) -> int:

@@ -18,7 +18,7 @@ from r1jax.models import decoder, logprobs
 from r1jax.nn import chunked_attention, mla, rope
 from r1jax.nn.attention import Packed
 from r1jax.nn.matmul import project
-from r1jax.plan import memory
+from r1jax.plan import activations
 from r1jax.train import objectives
 from r1jax.types import PackedBatch
 
@@ -175,7 +175,7 @@ def test_recomputing_leaves_the_gradients_and_keeps_less(kernel, monkeypatch):
         return of
 
     def kept(remat):
-        return memory.kept_bytes(lambda params: jax.vjp(loss(remat), params)[1], params)
+        return activations.kept_bytes(lambda params: jax.vjp(loss(remat), params)[1], params)
 
     expected = jit(jax.grad(loss("none")))(params)
     policies = ("none", "dots", "attention", "layer", "offload")

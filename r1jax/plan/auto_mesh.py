@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -39,10 +39,17 @@ def choose(
     devices = jax.devices() if devices is None else devices
     if capacity is None:
         capacity = memory.available(sharding.make_mesh(config.Mesh(fsdp=len(devices)), devices))
+    return first_that_fits(stage, model, len(devices), lambda sizes: sharding.make_mesh(sizes, devices), capacity)
+
+
+def first_that_fits(
+    stage: config.Stage, model: config.Model, count: int, make: Callable[[config.Mesh], sharding.AnyMesh], capacity: int
+) -> tuple[config.Mesh, str]:
+    """``choose`` for ``count`` devices, here or elsewhere: ``make`` lays a mesh over them."""
     tried: list[tuple[config.Mesh, memory.Memory]] = []
     refused = ""
-    for sizes in meshes(stage, model, len(devices)):
-        mesh = sharding.make_mesh(sizes, devices)
+    for sizes in meshes(stage, model, count):
+        mesh = make(sizes)
         rows = sharding.batch_ways(mesh, sharding.TRAIN) * model.overlap
         one = dataclasses.replace(stage, micro_batch=rows) if stage.micro_batch == "auto" else stage
         try:
@@ -53,9 +60,9 @@ def choose(
         if tried[-1][1].fits:
             break
     if not tried:
-        raise config.ConfigError(f"mesh.auto finds no mesh of {len(devices)} devices: {refused}; or set the sizes yourself")
+        raise config.ConfigError(f"mesh.auto finds no mesh of {count} devices: {refused}; or set the sizes yourself")
     sizes, needed = tried[-1] if tried[-1][1].fits else min(tried, key=lambda t: t[1].need)
-    return sizes, reason(sizes, needed, tried, model, len(devices))
+    return sizes, reason(sizes, needed, tried, model, count)
 
 
 def meshes(stage: config.Stage, model: config.Model, count: int) -> Iterator[config.Mesh]:

@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -197,6 +199,25 @@ class Sampler:
         if blocks not in self._programs:
             self._programs[blocks] = Programs.of(self._loop, self._layout(blocks))
         return self._programs[blocks]
+
+    def abstract(self, length: int, cap: int) -> tuple[Any, Decoding]:
+        """Weights, and what is decoded in a cache of ``length`` positions, as ShapeDtypeStructs with shardings."""
+        state = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            jax.eval_shape(partial(self._loop.empty, length=length, cap=cap)),
+            self._layout(1),
+        )
+        return self._weights.abstract(), state
+
+    def lower_decode(self, length: int, sampling: config.Sampling) -> jax.stages.Lowered:
+        """The decode loop over a cache of ``length`` positions, to be compiled; creates no array."""
+        params, state = self.abstract(length, sampling.max_new_tokens)
+        number, real = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.float32)
+        with sharding.using(self.mesh, self.rules):
+            return self.programs(1).decode.lower(
+                params, state=state, steps=number, enough=number, temperature=real,
+                greedy=sampling.temperature == 0, top_p=sampling.top_p,
+            )  # fmt: skip
 
     def _layout(self, blocks: int) -> Decoding:
         """Where the rows lie, whichever program they come from: so the next one is compiled once."""

@@ -62,6 +62,16 @@ class Weights:
         """Where the arrays of a copy lie."""
         return self._apart(lie, self.specs, self.shardings)
 
+    def abstract(self) -> Tree:
+        """ShapeDtypeStructs of a copy, with shardings."""
+
+        def one(spec: ParamSpec, where: NamedSharding, layers: range | None) -> Any:
+            x = jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype))
+            made = jax.eval_shape(lambda x: turn(spec, x, layers), x)
+            return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), made, lie(spec, where, layers))
+
+        return self._apart(one, self.specs, self.shardings)
+
     def take(self, params: Tree) -> Tree:
         """A copy in the types of ``specs``. Only what moves is read again, as long as the rest are the very arrays of the call
         before."""

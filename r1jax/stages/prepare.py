@@ -129,10 +129,15 @@ def find_model(
         raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
     if isinstance(stage, config.GRPO) and stage.routing_replay and not any(s.ff == "moe" for s in model.segments):
         raise config.ConfigError("routing_replay is on, but the model has no experts; leave it off")
+    return with_choices(stage, model, loaded=opened is not None), opened
+
+
+def with_choices(stage: Stage, model: config.Model, *, loaded: bool) -> config.Model:
+    """An architecture with the stage's compute choices. Weights that are loaded are trained in float32 unless it says else."""
     chosen = {name: getattr(stage, name) for name in COMPUTE}
-    if opened is not None and stage.param_dtype is None and not stage.lora.rank:
+    if loaded and stage.param_dtype is None and not stage.lora.rank:
         chosen["param_dtype"] = "float32"
-    return dataclasses.replace(model, **{name: value for name, value in chosen.items() if value is not None}), opened
+    return dataclasses.replace(model, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def find_text(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from r1jax import config, lora, sharding
 from r1jax import params as parameters
@@ -35,7 +36,7 @@ class Trainer:
       ValueError: batch or sequences do not divide over the mesh, or a pattern of ``frozen`` or ``lora.targets`` matches none.
     """
 
-    def __init__(self, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh):
+    def __init__(self, stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh):
         self.stage, self.model, self.mesh = stage, model, mesh
         self.ways = sharding.batch_ways(mesh, sharding.TRAIN)
         if stage.micro_batch == "auto":
@@ -127,6 +128,17 @@ class Trainer:
         with sharding.using(self.mesh, sharding.TRAIN):
             changed, sums = self._update(self.changing(state), batch, jnp.int32(count), jnp.float32(denominator), base, own)
         return self.whole(changed, base), sums
+
+    def lower_update(self, batch: PackedBatch) -> jax.stages.Lowered:
+        """The update for ShapeDtypeStructs [M, B, T], to be compiled; creates no array."""
+        where = NamedSharding(self.mesh, sharding.partition((None, "batch", "sequence"), sharding.TRAIN))
+        base = jax.tree.map(_lay, parameters.abstract(self.base_specs), lora.off(self.param_shardings))
+        count, denominator = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+        with sharding.using(self.mesh, sharding.TRAIN):
+            return self._update.lower(
+                self.abstract(), jax.tree.map(lambda x: _lay(x, where), batch), count, denominator,
+                base if self.stage.lora.rank else None,
+            )  # fmt: skip
 
     def logprobs(self, params: Any, batch: PackedBatch, count: int) -> jax.Array:
         """float32[M, B, T], at the rollout's temperature; where the batch's mask is false they mean nothing."""
@@ -221,6 +233,10 @@ class Trainer:
             return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": rates.lr}
 
         return update
+
+
+def _lay(x: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
 def _combine(a: dict, b: dict) -> dict:
