@@ -13,6 +13,7 @@ from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.models import decoder
 from r1jax.models.logprobs import ROWS, chunk_size
+from r1jax.nn import expert_parallel
 from r1jax.nn.attention import LONG
 from r1jax.nn.chunked_attention import BLOCK
 from r1jax.nn.moe import route_dtype
@@ -44,7 +45,23 @@ def activations(stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh
         kept, working = kept_by_trunk, max(working, kept - kept_by_trunk)
     rows = min(math.prod(shape), ROWS) if mesh.size == 1 else math.prod(shape)
     logits = 2 * rows * chunk_size(model.vocab_size) * F32
-    return (kept + max(working, logits)) // mesh.shape["context"]
+    return (kept + max(working + travelling(local, mesh, math.prod(shape)), logits)) // mesh.shape["context"]
+
+
+def travelling(local: config.Model, mesh: sharding.AnyMesh, tokens: int) -> int:
+    """Bytes that a layer's exchange with the experts of other devices holds beside its own choices, for each of which the traced
+    loss has a row: rows that come and go, and room for choices beyond even loads. Twice, with the gradients.
+
+    Args:
+      local: a device's part of the model.
+      tokens: of a device, on all devices of the context axis.
+    """
+    if local.moe is None or mesh.shape["expert"] == 1:
+        return 0
+    sent, worked = expert_parallel.rooms(local, tokens, mesh.shape["expert"])
+    more = max(0, worked - tokens * local.moe.top_k) * (2 * local.d_model + 3 * local.moe.d_ff)
+    moving = 2 * sent * mesh.shape["expert"] * local.d_model
+    return 2 * (more + moving) * jnp.dtype(local.dtype).itemsize
 
 
 def scores(model: config.Model, length: int) -> int:

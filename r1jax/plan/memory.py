@@ -171,7 +171,8 @@ def table(
         cap, routes = longest_answer(stage), route_bytes(stage, model)
         where = sharding.sampler_mesh(stage.engine, mesh)
         sampling = Sampling.of(model, where, stage.engine, cap, stage.lora, weights, routes)
-    with sharding.using(mesh, {}):  # a layer may choose its form by the mesh; the shapes traced are already a device's
+    # A device's own shapes are traced, in the form that one device takes: choices sorted by expert.
+    with sharding.using(sharding.abstract_mesh([1] * len(sharding.AXES), sharding.platform_of(mesh), "one"), {}):
         backward = activations(stage, model, mesh, trainer.mask)
     found = Memory(
         weights=device_bytes(weights),

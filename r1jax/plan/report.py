@@ -9,7 +9,7 @@ from typing import Any
 
 from r1jax import config, sharding
 from r1jax.config.plan import Plan
-from r1jax.plan import compiling, micro_batch, money, propose, roofline
+from r1jax.plan import auto_mesh, compiling, micro_batch, money, propose, roofline
 from r1jax.plan.compiling import Program
 from r1jax.plan.memory import Memory, human
 from r1jax.plan.propose import Proposal
