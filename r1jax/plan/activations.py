@@ -49,8 +49,8 @@ def activations(stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh
 
 
 def travelling(local: config.Model, mesh: sharding.AnyMesh, tokens: int) -> int:
-    """Bytes that a layer's exchange with the experts of other devices holds beside its own choices, for each of which the traced
-    loss has a row: rows that come and go, and room for choices beyond even loads. Twice, with the gradients.
+    """Bytes that a layer's exchange with the experts of other devices holds beside its own choices, for each of which the
+    traced loss has a row: rows that come and go, and room for choices beyond even loads. Twice, with the gradients.
 
     Args:
       local: a device's part of the model.
