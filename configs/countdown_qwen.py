@@ -4,7 +4,7 @@
     r1jax train countdown_qwen --init Qwen/Qwen2.5-1.5B   # or Qwen/Qwen2.5-0.5B
 
 Device    one 80 GB GPU for every size; 24 GB hold 0.5B. Not run here.
-Memory    3B 68.8 GiB, 1.5B 40.8 GiB, 0.5B 15.2 GiB: computed, the table that --dry-run prints. Weights, float32 masters,
+Memory    3B 66.4 GiB, 1.5B 33.9 GiB, 0.5B 11.4 GiB: computed, the table that --dry-run prints. Weights, float32 masters,
           moments and the sampler's copy are 46.0, 23.0 and 7.4 GiB of it. For another GPU: --micro-batch, --engine.slots.
 Expected  3B ends at about 0.60, as nano-aha-moment reports of its own 1000 rounds of 16 x 4 answers on one 80 GB GPU
           (github.com/McGill-NLP/nano-aha-moment). 0.5B does not learn to reason, as TinyZero reports

@@ -9,7 +9,7 @@ SFT learns "completion"; rewards read "answer", and whatever else you put there.
 held out.
 
 Device    one GPU of 24 GB. Not run there; a test runs this file to its end on a CPU, with a tiny model.
-Memory    13.7 GiB with the 0.5B model: computed, the table that --dry-run prints.
+Memory    11.3 GiB with the 0.5B model: computed, the table that --dry-run prints.
 Expected  whatever your task gives: GRPO learns from questions whose answers differ, and counts them before its first step.
 """
 

@@ -19,12 +19,23 @@ whole sequences is meant to do even without replay (GSPO, arXiv 2507.18071): --m
 Every expert sees every token so far: 16 times the products that 8 of 128 experts need.
 """
 
-from r1jax.config import GRPO, Checkpoint, Engine, Eval, Mesh, Optimizer, Sampling, Source, Text
+from r1jax.config import GQA, GRPO, Checkpoint, Engine, Eval, Mesh, Model, MoE, Optimizer, Rope, Sampling, Segment, Source, Text
+
+MODEL = Model(  # as its config.json says, so that `r1jax plan` need not ask the Hub
+    vocab_size=151_936,
+    d_model=2048,
+    d_ff=6144,
+    segments=(Segment("moe", 48),),
+    attention=GQA(n_heads=32, n_kv_heads=4, head_dim=128, qk_norm=True),
+    moe=MoE(n_experts=128, top_k=8, d_ff=768, n_shared=0, scoring="softmax", bias=False),
+    rope=Rope(theta=1_000_000.0),
+)
 
 
 def config() -> GRPO:
     return GRPO(
         init="Qwen/Qwen3-30B-A3B-Base",
+        model=MODEL,
         text=Text(template="r1-zero"),
         sources=(
             Source(

@@ -13,8 +13,7 @@ Memory    computed, the table that --dry-run prints, where JAX has 0.92 of the c
 
           Weights are 2.9 GiB, the sampler's copy 2.9, gradients 8.6. The optimizer's are both moments and float32 weights;
           from the host they come a layer at a time. --optimizer.moments-dtype bfloat16 makes them 11.5.
-Expected  unknown: of these settings nothing was published. Qwen2.5-1.5B answers 62.5 % with four examples in the prompt
-          (arXiv 2412.15115); without examples and in R1-Zero's format it begins lower.
+Expected  unknown: of these settings nothing was published. eval/pass@1 before the first step says where it begins.
 """
 
 from r1jax.config import GRPO, Checkpoint, Engine, Eval, Optimizer, Sampling, Source, Text

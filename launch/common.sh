@@ -5,6 +5,11 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DRY_RUN=${DRY_RUN:-}
 
+# How one of several processes finds the others: the only place that says it. A task of srun does by itself; on a TPU slice, and
+# in a JobSet of TPUs, jax asks the machine.
+# shellcheck disable=SC2034
+ASK_THE_MACHINE=R1JAX_COORDINATOR=auto
+
 say() { printf '%s\n' "$*" >&2; }
 die() {
   say "error: $*"
@@ -19,6 +24,45 @@ run() {
   else
     "$@"
   fi
+}
+
+# check_config CONFIG: machines that are rented for it get the checkout and nothing else of this one.
+check_config() {
+  [ -n "$1" ] || die "name a config; \`r1jax configs\` lists them"
+  [ -f "$ROOT/configs/$1.py" ] || die "there is no configs/$1.py; what runs elsewhere has to be in the checkout"
+}
+
+# run_dir ARGUMENT...: the value of --run-dir among them, empty if there is none.
+run_dir() {
+  local found='' next=''
+  for word in "$@"; do
+    [ -z "$next" ] || found=$word
+    next=''
+    case $word in
+      --run-dir | --run_dir) next=1 ;;
+      --run-dir=* | --run_dir=*) found=${word#*=} ;;
+    esac
+  done
+  echo "$found"
+}
+
+# extras_for CONFIG ARGUMENT...: the extras, "parquet,gs", that a config and its flags need beside the accelerator's.
+extras_for() {
+  local extras=''
+  case $(basename "$1" .py) in
+    smollm2*) extras=smollm2 ;;
+    gsm8k* | grpo_qwen3* | one_card* | r1_zero* | distill*) extras=parquet ;;
+  esac
+  case " $*" in *gs://*) extras=${extras:+$extras,}gs ;; esac
+  echo "$extras"
+}
+
+# Read when jax is imported, so it is set here. JAX takes 0.75 of a GPU's memory by default, and a quarter of it would never be
+# used. The rest is for the CUDA context, NCCL and library workspaces, which live outside JAX's pool. JAX takes the CPU without
+# an error when a GPU that it found by itself does not start; one that it was told of must start.
+gpu_environment() {
+  export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
+  export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
 }
 
 # A pyenv shim exists for every version that is installed and fails for those that are not selected: only running it tells.

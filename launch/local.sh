@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 usage() {
   cat <<'USAGE'
-usage: bash launch/local.sh [--dry-run] [CONFIG] [--field value ...]
+usage: bash launch/local.sh [--dry-run | --install] [CONFIG] [--field value ...]
 
 Installs r1jax for this machine (CPU, NVIDIA GPU or TPU) and trains CONFIG: a name from configs/ or a path; without
 one, the quickstart. What follows goes to `r1jax train`; see `r1jax train CONFIG --help`.
@@ -9,6 +9,7 @@ one, the quickstart. What follows goes to `r1jax train`; see `r1jax train CONFIG
 The active environment is used if it has all that pyproject.toml asks for; else .venv is made beside pyproject.toml.
 
   --dry-run   print the commands instead of running them (for a dry run of the training itself, put it after CONFIG)
+  --install   install what CONFIG needs, and do not train
 
   PYTHON=/path/to/python   the Python that .venv is made with
   JAX_PLATFORMS=cpu        do not look for an accelerator
@@ -19,9 +20,11 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+install_only=''
 case ${1:-} in
   -h | --help) usage && exit 0 ;;
   --dry-run) DRY_RUN=1 && shift ;;
+  --install) install_only=1 && shift ;;
 esac
 case ${1:-} in
   '' | -*) config=quickstart ;;
@@ -29,26 +32,19 @@ case ${1:-} in
 esac
 
 accelerator=$(find_accelerator)
-extras=${R1JAX_EXTRAS:-}
+extras=$(extras_for "$config" "$@")
+extras=${R1JAX_EXTRAS:-}${R1JAX_EXTRAS:+${extras:+,}}$extras
 case $accelerator in
   cuda)
     extras="cuda${extras:+,$extras}"
-    # JAX takes 0.75 of the memory by default, and a quarter of the GPU would never be used. The rest is for the CUDA context,
-    # NCCL and library workspaces, which live outside JAX's pool. It is read when jax is imported, so it is set here.
-    export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
-    # JAX takes the CPU without an error when a GPU that it found by itself does not start; one that it was told of must start.
-    export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} ;;
+    gpu_environment ;;
   tpu)
     extras="tpu${extras:+,$extras}"
     export JAX_PLATFORMS=${JAX_PLATFORMS:-tpu,cpu}
     # One process holds a TPU; a second one waits or fails in libtpu without saying for whom.
-    if held=$(holder /dev/accel[0-9]* /dev/vfio/[0-9]*); then
+    if [ -z "$install_only" ] && held=$(holder /dev/accel[0-9]* /dev/vfio/[0-9]*); then
       die "the TPU is held by process $held; end it (kill ${held%% *}) or wait for it"
     fi ;;
-esac
-case $(basename "$config" .py) in
-  smollm2*) extras="${extras:+$extras,}smollm2" ;;
-  gsm8k* | grpo_qwen3* | one_card*) extras="${extras:+$extras,}parquet" ;;
 esac
 
 active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
@@ -66,6 +62,7 @@ else
   install "$environment/bin/python" "$extras"
 fi
 
+[ -z "$install_only" ] || exit 0
 trap : INT # Ctrl-C is for the training, which ends and says from where it can go on; the last lines below still come
 code=0
 run "$environment/bin/r1jax" train "$config" "$@" || code=$?

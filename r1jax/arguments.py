@@ -23,8 +23,9 @@ from tyro.constructors import (
 )
 
 from r1jax.config import commands
+from r1jax.config.plan import Plan
 
-POSITIONAL = {commands.Train: "config", commands.Samples: "run"}
+POSITIONAL = {commands.Train: "config", Plan: "config", commands.Samples: "run"}
 """Class -> the field that is given without its name."""
 NAMES = {"from_": "from"}
 """Fields whose names as options are no names in Python."""

@@ -4,6 +4,7 @@ A checkpoint is a directory named by its step:
 
     120/state/           Orbax: the arrays, as a flat dict from path ("params/segments/0/attention/q") to array
     120/about.json       step, score, meta, the shape and dtype of every array, the leaves that are plain Python values
+    120/answers.npz      arrays of the host whose shapes change from save to save; only if there are some
     120/digests-0-of-1   sha256 of every file above, as ``sha256sum -c`` reads it; the last line is the sha256 of the others
 
 While it is written it is called ``.saving-120``. The rename to ``120``, after the digests, makes it a checkpoint, so a save
@@ -11,12 +12,15 @@ that was killed is never taken for one. Orbax does not notice a flipped byte in 
 every file is hashed (with P processes each takes a P-th of them) and hashed again before it is restored. That is coarser than a
 digest per array shard and catches more: metadata and the digests themselves are covered too.
 
-Needs a file system that all processes share and on which a directory is renamed at once (POSIX).
+Needs a file system that all processes share and on which a directory is renamed at once (POSIX), or a bucket (``gs://``). A
+bucket has no rename, but a file in it is there as a whole or not at all: ``120`` is written in place there, and ``about.json``,
+which comes last and goes first, makes it a checkpoint.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
@@ -24,22 +28,26 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from r1jax import hub, mirror, processes
 from r1jax.params import path_name
+
+if TYPE_CHECKING:
+    from etils import epath
 
 Tree = Any
 
 # Orbax tells every step of a save, and logs the traceback of each thread that failed beside raising what we turn into one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno == logging.WARNING)
 
-_BARRIER_MS = 30 * 60 * 1000
+ANSWERS = "answers.npz"
 
 
 class CheckpointError(ValueError):
@@ -50,26 +58,32 @@ class Checkpointer:
     """Saves and restores the state of one run. With several processes, each must make the same calls in the same order.
 
     Args:
-      directory: where the checkpoints lie, ``RUN/checkpoints``; made by the first save.
+      directory: where the checkpoints lie, ``RUN/checkpoints``, here or in a bucket; made by the first save.
       keep: how many of the newest checkpoints stay; the one with the best score stays beside them.
       read_only: never deletes anything, for reading a run that another process trains.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, read_only: bool = False):
-        self.directory = Path(directory).absolute()
+    def __init__(self, directory: Path | epath.Path, *, keep: int = 2, read_only: bool = False):
+        self._in_bucket = mirror.is_remote(directory)
+        self.directory = directory if self._in_bucket else Path(directory).absolute()
         self._keep = keep
         self._pending: tuple[int, concurrent.futures.Future] | None = None
-        self._saves = 0
         # Weights hardly compress, and trying costs more time than the writing.
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False))
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         if not read_only and jax.process_index() == 0:
-            for left in (*self.directory.glob(".saving-*"), *self.directory.glob(".deleting-*")):
-                shutil.rmtree(left, ignore_errors=True)
+            left = [*self.directory.glob(".saving-*"), *self.directory.glob(".deleting-*")]
+            if self._in_bucket:
+                whole = self.steps()
+                left = [p for p in self.directory.glob("[0-9]*") if p.name.isdigit() and int(p.name) not in whole]
+            for path in left:
+                _discard(path)
 
     # ---------------------------------------------------------------- saving
 
-    def save(self, step: int, state: Tree, meta: dict, score: float | None = None) -> None:
+    def save(
+        self, step: int, state: Tree, meta: dict, score: float | None = None, answers: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         """Copies the state off the devices and returns; the writing goes on behind. Waits for the save before.
 
         A checkpoint that exists at this step is replaced.
@@ -78,24 +92,33 @@ class Checkpointer:
           state: leaves are arrays (typed PRNG keys too), None, or plain int, float, bool and str.
           meta: JSON values; the same on every process.
           score: the higher the better; None and NaN take no part in ``best``.
+          answers: arrays of any names and shapes, for ``answers`` to give back; the same on every process.
 
         Raises:
           CheckpointError: this or the previous save could not be written.
         """
         self.wait()
         arrays, about = _flatten(state)
-        part = self.directory / f".saving-{step}"
+        about |= {"step": step, "score": None if score is None or math.isnan(score) else score, "meta": meta}
+        part = self._part(step)
         try:
-            if jax.process_index() == 0:
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(parents=True)
-                about |= {"step": step, "score": None if score is None or math.isnan(score) else score, "meta": meta}
-                _write(part / "about.json", json.dumps(about, indent=1) + "\n")
-            self._orbax.save(part / "state", args=ocp.args.PyTreeSave(arrays))
-        except OSError as error:
+            with hub.bucket_errors() if self._in_bucket else contextlib.nullcontext():
+                if jax.process_index() == 0:
+                    if self._in_bucket:
+                        self._remove(step)
+                    _discard(part)
+                    part.mkdir(parents=True)
+                    if answers:
+                        _write_arrays(part / ANSWERS, answers)
+                self._orbax.save(part / "state", args=ocp.args.PyTreeSave(arrays))
+        except (OSError, ValueError) as error:
             raise self._cannot_save(step, error) from error
-        self._saves += 1
-        self._pending = step, self._thread.submit(self._commit, step, part, self._saves)
+        text, beside = json.dumps(about, indent=1) + "\n", [ANSWERS] if answers else []
+        self._pending = step, self._thread.submit(self._commit, step, part, text, beside)
+
+    def _part(self, step: int) -> Path | epath.Path:
+        """Where a checkpoint is written."""
+        return self.directory / (str(step) if self._in_bucket else f".saving-{step}")
 
     def wait(self) -> None:
         """Returns when the save under way is a checkpoint.
@@ -107,7 +130,7 @@ class Checkpointer:
             return
         (step, future), self._pending = self._pending, None
         error = future.exception()
-        if _first([error is not None]) is not None:
+        if processes.any_of("saved", error is not None):
             raise self._cannot_save(step, error) from error
 
     def close(self) -> None:
@@ -118,26 +141,29 @@ class Checkpointer:
             self._thread.shutdown()
             self._orbax.close()
 
-    def _commit(self, step: int, part: Path, save: int) -> None:
+    def _commit(self, step: int, part: Path | epath.Path, about: str, beside: list[str]) -> None:
         """Runs in the thread. A process that fails still meets the others at both barriers: they must not wait for it."""
         self._orbax.wait_until_finished()
-        process, processes = jax.process_index(), jax.process_count()
-        barrier = ocp.multihost.get_barrier_sync_fn()
+        process, count = jax.process_index(), jax.process_count()
         try:
             try:
-                files = [part / "about.json", *(p for p in (part / "state").rglob("*") if p.is_file())]
-                mine = sorted(p.relative_to(part).as_posix() for p in files)[process::processes]
+                files = [*beside, *(p.relative_to(part).as_posix() for p in mirror.below(part / "state"))]
+                mine = files[process::count]
                 lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(part, mine))
-                _write(part / f"digests-{process}-of-{processes}", _signed(lines))
+                if process == 0:
+                    lines += f"{hashlib.sha256(about.encode()).hexdigest()}  about.json\n"
+                _write(part / f"digests-{process}-of-{count}", _signed(lines))
             finally:
-                barrier(key=f"r1jax_digests_{save}_{step}", timeout_ms=_BARRIER_MS)
-            if process == 0 and len(list(part.glob("digests-*-of-*"))) == processes:
-                self._remove(step)
-                part.rename(self.directory / str(step))
-                _sync_directory(self.directory)
+                processes.meet(f"digests of step {step}")
+            if process == 0 and len(list(part.glob("digests-*-of-*"))) == count:
+                _write(part / "about.json", about)
+                if not self._in_bucket:
+                    self._remove(step)
+                    part.rename(self.directory / str(step))
+                    _sync_directory(self.directory)
                 self._prune(step)
         finally:
-            barrier(key=f"r1jax_commit_{save}_{step}", timeout_ms=_BARRIER_MS)
+            processes.meet(f"checkpoint of step {step}")
 
     def _prune(self, saved: int) -> None:
         try:
@@ -149,19 +175,24 @@ class Checkpointer:
             self._remove(old)
 
     def _remove(self, step: int) -> None:
-        """Renamed first: a checkpoint is there as a whole or not at all."""
+        """Renamed first, or without about.json: a checkpoint is there as a whole or not at all."""
         path, doomed = self.directory / str(step), self.directory / f".deleting-{step}"
-        if path.exists():
+        if self._in_bucket:
+            (path / "about.json").unlink(missing_ok=True)
+            _discard(path)
+        elif path.exists():
             shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _cannot_save(self, step: int, error: BaseException | None) -> CheckpointError:
         if jax.process_index() == 0:
-            shutil.rmtree(self.directory / f".saving-{step}", ignore_errors=True)
+            _discard(self._part(step))
         why = "another process failed" if error is None else " ".join(str(error).split())
         if by_system := re.search(r"([^:]+) \[os_error_code", why):  # a paragraph of tensorstore's
             why = by_system[1].strip()
+        if self._in_bucket:
+            return CheckpointError(f"could not save step {step} to {self.directory}: {why[:400]}; those before it are intact")
         latest = self.latest()
         rest = (
             "no checkpoint was saved before" if latest is None else f"the checkpoint of step {latest} is intact: resume from it"
@@ -172,7 +203,8 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The steps that can be restored, rising."""
-        return sorted(int(p.name) for p in self.directory.glob("[0-9]*") if p.name.isdigit())
+        found = [p for p in self.directory.glob("[0-9]*") if p.name.isdigit()]
+        return sorted(int(p.name) for p in found if not self._in_bucket or (p / "about.json").exists())
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
@@ -185,6 +217,20 @@ class Checkpointer:
     def meta(self, step: int) -> dict:
         """What ``save`` was given as ``meta``."""
         return self._about(step)["meta"]
+
+    def answers(self, step: int) -> dict[str, np.ndarray]:
+        """What ``save`` was given as ``answers``; nothing if it was given none.
+
+        Raises:
+          CheckpointError: they are damaged.
+        """
+        expected, path = self._expected(step), self.directory / str(step)
+        if ANSWERS not in expected:
+            return {}
+        if problem := _check(path, [ANSWERS], expected):
+            raise self._damaged(step, problem)
+        with (path / ANSWERS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
 
     # ---------------------------------------------------------------- restoring
 
@@ -265,7 +311,7 @@ class Checkpointer:
         names = sorted(expected)
         path = self.directory / str(step)
         problem = _check(path, names[jax.process_index() :: jax.process_count()], expected)
-        if _first([problem is not None]) is not None:
+        if processes.any_of("checked the checkpoint", problem is not None):
             raise self._damaged(step, problem or f"{path}: another process found a damaged file")
 
     def _damaged(self, step: int, problem: str) -> CheckpointError:
@@ -276,13 +322,6 @@ class Checkpointer:
         if earlier is None:
             way_out = f"no other checkpoint is left: remove {run} to train it from its beginning"
         return CheckpointError(f"damaged checkpoint: {problem}; {way_out}")
-
-
-def _first(flags: list[bool]) -> int | None:
-    """The first process that raises its flag, agreed between all of them."""
-    if jax.process_count() > 1:
-        flags = multihost_utils.process_allgather(np.asarray(flags)).ravel().tolist()
-    return flags.index(True) if True in flags else None
 
 
 def _flatten(state: Tree) -> tuple[dict[str, jax.Array | np.ndarray], dict[str, dict]]:
@@ -345,14 +384,34 @@ def _kind(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _write(path: Path, text: str) -> None:
+def _discard(path: Path | epath.Path) -> None:
+    """Removes a directory, if there is one and as far as it can."""
+    if not mirror.is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(Exception):  # gcsfs, aiohttp and google-auth have no error in common
+        path.rmtree()
+
+
+def _write(path: Path | epath.Path, text: str) -> None:
     """The file is there as a whole, on the disk, or not at all."""
+    if mirror.is_remote(path):
+        path.write_text(text)
+        return
     unfinished = path.with_name(f".{path.name}")
     with open(unfinished, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def _write_arrays(path: Path | epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+        if not mirror.is_remote(path):
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:
@@ -369,7 +428,7 @@ def _signed(lines: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,7 +1,8 @@
 """The command ``r1jax``: parses arguments, starts jax.distributed, and turns errors into one line and an exit code.
 
 A command is a function of another room, imported when it is called, so that ``--help`` loads no jax. Exit codes: 0 did what
-was asked, 2 the user's mistake, 3 stopped by a guard, 75 pre-empted and saved, 130 interrupted.
+was asked, 1 a process of several was lost (or a mistake of ours, with a traceback), 2 the user's mistake, 3 stopped by a
+guard, 75 pre-empted and saved, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 import r1jax
-from r1jax import rundir
+from r1jax import place, rundir, supervise
 from r1jax.arguments import REGISTRY, paragraphs
 from r1jax.config import bench as bench_commands
 from r1jax.config import commands
-from r1jax.config.base import ConfigError, GuardStop
+from r1jax.config.base import ConfigError, GuardStop, ProcessLost
 from r1jax.config.loading import list_configs, load_config
+from r1jax.config.plan import Plan
 from r1jax.config.stages import AnyStage, Pipeline
+from r1jax.place import Place
 
 T = TypeVar("T")
-INTERRUPTED = 130
+LOST, PREEMPTED, INTERRUPTED = 1, 75, 130
 
 
 # -- Commands
@@ -40,12 +43,42 @@ INTERRUPTED = 130
 
 def train(args: Sequence[str]) -> int:
     name, config, command = parse_train(args)
+    if not command.dry_run and not supervise.is_worker():
+        places = place.find(command.processes, command.coordinator, command.process_count, command.process_id)
+        if places:
+            return train_together(args, name, command, places)
     start_distributed()
     from r1jax.stages.pipeline import train
 
     return train(
         config, name=name, run_dir=command.run_dir, dry_run=command.dry_run, first=command.from_, last=command.until
     )
+
+
+def train_together(args: Sequence[str], name: str, command: commands.Train, places: list[Place]) -> int:
+    """Every process under a parent, which this one is."""
+    run_dir, words = command.run_dir, ["train", *args]
+    if run_dir is None:
+        if any(place.count != len(places) for place in places):
+            raise ConfigError("processes that are started one by one must agree on the run directory; name it with --run-dir")
+        run_dir = str(rundir.unused(name))
+        words += ["--run-dir", run_dir]
+
+    def goes_on() -> str:
+        saved = rundir.last_saved(supervise.logs_of(run_dir).parent)
+        return f"; --run-dir {run_dir} goes on from {saved}" if saved else ""
+
+    try:
+        return supervise.supervise([sys.executable, "-m", "r1jax", *words], places, supervise.logs_of(run_dir), goes_on)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(run_dir) from None
+
+
+def plan(args: Sequence[str]) -> int:
+    name, config, command = parse_train(args, Plan, "r1jax plan")
+    from r1jax.stages.plan import plan
+
+    return plan(config, name, command)
 
 
 def generate(args: Sequence[str]) -> int:
@@ -205,6 +238,7 @@ BENCH: Commands = {
 }
 COMMANDS: Commands = {
     "train": (commands.Train, train),
+    "plan": (Plan, plan),
     "generate": (commands.Generate, generate),
     "chat": (commands.Chat, chat),
     "score": (commands.Score, score),
@@ -227,21 +261,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(argv)
     except KeyboardInterrupt as interrupt:
-        print(f"r1jax: interrupted{how_to_resume(argv, interrupt)}", file=sys.stderr)
+        if not supervise.is_worker():  # the parent says it once for all
+            print(f"r1jax: interrupted{how_to_resume(argv, interrupt)}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return LOST if is_distributed() else 0  # the others cannot go on
     except GuardStop as stop:
         return fail("stopped", stop, 3)
+    except ProcessLost as lost:
+        return fail("error", lost, LOST)
     except (ValueError, OSError) as error:
         return fail("error", error, 2)
 
 
 def command() -> None:
     """What the script ``r1jax`` calls."""
-    code = main()
-    if code == INTERRUPTED:  # taking the interpreter down while a thread still compiles crashes
+    if supervise.is_worker():
+        supervise.follow_parent()
+    try:
+        code = main()
+    except Exception:
+        if not is_distributed():
+            raise
+        traceback.print_exc()
+        code = LOST
+    # Taking the interpreter down while a thread still compiles crashes, and jax would wait for processes that may not come.
+    if code == INTERRUPTED or code not in (0, PREEMPTED) and is_distributed():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -296,16 +342,18 @@ def how_to_resume(argv: Sequence[str], interrupt: KeyboardInterrupt) -> str:
 # -- Arguments
 
 
-def parse_train(args: Sequence[str]) -> tuple[str, AnyStage | Pipeline, commands.Train]:
+def parse_train(
+    args: Sequence[str], arguments: type[T] = commands.Train, prog: str = "r1jax train"
+) -> tuple[str, AnyStage | Pipeline, T]:
     """The config's name, its value with the flags' changes, and the command's own arguments."""
     if not args or args[0].startswith("-"):
         if {"-h", "--help"} & set(args):
-            parse(commands.Train, ["--help"], "r1jax train")
-        raise ConfigError("name a config first, as in `r1jax train CONFIG --steps 10`; `r1jax configs` lists them")
+            parse(arguments, ["--help"], prog)
+        raise ConfigError(f"name a config first, as in `{prog} CONFIG --steps 10`; `r1jax configs` lists them")
     name, config = load_config(args[0])
     settings = ("settings", Annotated[type(config), tyro.conf.arg(name="")], dataclasses.field(default=config))
-    both = dataclasses.make_dataclass("Train", [settings], bases=(commands.Train,), frozen=True)
-    parsed = parse(both, args, f"r1jax train {args[0]}", f"Settings of {name}, and the values they have without an option.")
+    both = dataclasses.make_dataclass(arguments.__name__, [settings], bases=(arguments,), frozen=True, kw_only=True)
+    parsed = parse(both, args, f"{prog} {args[0]}", f"Settings of {name}, and the values they have without an option.")
     return name, parsed.settings, parsed
 
 
@@ -385,31 +433,48 @@ def options(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def start_distributed() -> None:
-    """Starts jax.distributed when several processes were launched; a process on its own starts nothing.
+    """Starts jax.distributed when several processes were launched (see ``place.find``); a process on its own starts nothing.
 
-    R1JAX_COORDINATOR is HOST:PORT, with R1JAX_NUM_PROCESSES and R1JAX_PROCESS_ID; or ``auto``, which lets jax ask the
-    cluster (a TPU pod, SLURM, MPI). A SLURM step of more than one task is found without it.
+    R1JAX_JOIN_SECONDS is for how long the processes wait for each other at the start (300). R1JAX_HEARTBEAT_SECONDS is when
+    one that says nothing is taken for dead (100): where its parent is lost too, this is how the others hear of it.
 
     Raises:
-      ConfigError: a variable is missing or no number.
+      ConfigError: a variable is missing or no number, or process 0 cannot be reached.
     """
-    coordinator = os.environ.get("R1JAX_COORDINATOR")
-    # the step's count, not the job's: a batch script that calls r1jax without srun is one process of a job of many
-    slurm_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if coordinator is None and slurm_tasks == "1":
+    here = place.from_environment()
+    if here is None:
         return
+    supervise.tell(phase=supervise.JOIN)
+    patience, heartbeat = seconds("R1JAX_JOIN_SECONDS", 300), seconds("R1JAX_HEARTBEAT_SECONDS", 100)
+    here.reach(patience)
     where: dict[str, Any] = {}
-    if coordinator not in (None, "auto"):
-        where = {"coordinator_address": coordinator}
-        where |= {"num_processes": number("R1JAX_NUM_PROCESSES"), "process_id": number("R1JAX_PROCESS_ID")}
+    if here.coordinator != place.AUTO:
+        where = {"coordinator_address": here.coordinator, "num_processes": here.count, "process_id": here.rank}
+        # Ours is known, and in SLURM jax would take one GPU for every task.
+        where["cluster_detection_method"] = "deactivate"
+        if here.devices:
+            where["local_device_ids"] = here.devices
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(**where)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    try:
+        jax.distributed.initialize(**where, initialization_timeout=patience, heartbeat_timeout_seconds=heartbeat)
+    except ValueError as error:
+        raise ConfigError(
+            f"jax finds no cluster here that it knows ({error}); give --coordinator HOST:PORT, --process-count and --process-id"
+        ) from error
+    supervise.tell(rank=jax.process_index() if here.rank is None else here.rank, phase="prepare")
 
 
-def number(variable: str) -> int:
-    text = os.environ.get(variable, "")
-    if not text.isdecimal():
-        raise ConfigError(f"R1JAX_COORDINATOR is set, so {variable} must be a number; it is {text!r}")
+def is_distributed() -> bool:
+    """Whether this is one of several processes that have joined."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def seconds(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or not int(text):
+        raise ConfigError(f"{variable} must be a number of seconds; it is {text!r}")
     return int(text)

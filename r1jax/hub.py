@@ -104,6 +104,25 @@ def status() -> tuple[bool, str]:
     return True, f"{constants.ENDPOINT} answers, {about}"
 
 
+@contextlib.contextmanager
+def bucket_errors(name: str = "") -> Iterator[None]:
+    """What goes wrong with a bucket in the block becomes a ValueError of one line."""
+    named = f"{name}: " if name else ""
+    try:
+        yield
+    except Exception as e:  # gcsfs, aiohttp and google-auth have no error in common
+        raise ValueError(
+            f"{named}{_one_line(e)}; check the name, the network, and the credentials (gcloud auth application-default login)"
+        ) from e
+
+
+def list_buckets_anew() -> None:
+    """What lies in a bucket is asked each time: other processes, and libraries of this one, write there beside gcsfs."""
+    from fsspec.config import conf
+
+    conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
 def model_files(files: list[str]) -> list[str]:
     """Of a repository's files those that make up the model: safetensors with what is beside them, else its one GGUF file; of a
     run directory what tells which model and checkpoints it has.
@@ -112,7 +131,9 @@ def model_files(files: list[str]) -> list[str]:
       ValueError: it has neither, or several GGUF files.
     """
     if any(f.endswith("model/model.json") for f in files):  # a run directory
-        return [f for f in files if _OF_A_RUN.fullmatch(f) and "exports" not in f.split("/")]
+        unfinished = {f.rpartition("/")[0] for f in files} - {f.removesuffix("/about.json") for f in files}
+        about = [f for f in files if _OF_A_RUN.fullmatch(f) and "exports" not in f.split("/")]
+        return [f for f in about if "checkpoints" not in f.split("/") or f.rpartition("/")[0] not in unfinished]
     if weights := [f for f in files if _WEIGHTS.fullmatch(f)]:
         return [f for f in files if f in _BESIDE_WEIGHTS] + weights
     ggufs = [f for f in files if f.endswith(".gguf")]
@@ -213,7 +234,7 @@ def _from_bucket(name: str, choose: Choose) -> tuple[Path, list[str]]:
     except ImportError as e:
         raise ValueError("reading buckets needs gcsfs; pip install 'r1jax[gs]'") from e
     root = name.removeprefix("gs://").rstrip("/")
-    with _bucket_errors():
+    with bucket_errors():
         found = bucket.find(root, detail=True)
     if not found:
         raise ValueError("there is nothing in the bucket under this name")
@@ -228,7 +249,7 @@ def _from_bucket(name: str, choose: Choose) -> tuple[Path, list[str]]:
     version = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "r1jax" / "gs"
     folder = cache / root.replace("/", "--") / version
-    with _alone(folder.with_suffix(".lock"), name), _bucket_errors():
+    with _alone(folder.with_suffix(".lock"), name), bucket_errors():
         if not folder.is_dir():
             print(f"{name}: fetching {_some(files)} to {folder}", file=sys.stderr, flush=True)
             if any(path.is_dir() for path in folder.parent.iterdir()):
@@ -240,16 +261,6 @@ def _from_bucket(name: str, choose: Choose) -> tuple[Path, list[str]]:
             bucket.get([f"{root}/{f}" for f in files], [str(part / f) for f in files])
             part.replace(folder)
     return folder, files
-
-
-@contextlib.contextmanager
-def _bucket_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as e:  # gcsfs, aiohttp and google-auth have no error in common
-        raise ValueError(
-            f"{_one_line(e)}; check the name, the network, and the credentials (gcloud auth application-default login)"
-        ) from e
 
 
 @contextlib.contextmanager

@@ -171,7 +171,7 @@ def _open_run(name: str, path: Path, step: int | str | None, source: str | None)
     place = str(run) if source is None else posixpath.join(source, run.relative_to(path).as_posix())
 
     def restore(shapes: Any) -> Any:
-        at, holds = _find_step(name, run, step), run / "checkpoints"
+        at, holds = _find_step(name, run, step), rundir.checkpoints(run)
         if source is not None:
             below = holds.relative_to(path)
             holds = hub.fetch_below(source, f"{below.as_posix()}/{at}") / below
@@ -211,7 +211,7 @@ def _merge(kernel: lora.Adapted, spec: ParamSpec, where: jax.sharding.Sharding) 
 
 
 def _find_step(name: str, run: Path, step: int | str | None) -> int:
-    with contextlib.closing(Checkpointer(run / "checkpoints", read_only=True)) as checkpoints:
+    with contextlib.closing(Checkpointer(rundir.checkpoints(run), read_only=True)) as checkpoints:
         at = {"best": checkpoints.best, None: checkpoints.latest}[step]() if step in ("best", None) else step
         if at is None or at not in checkpoints.steps():
             raise config.ConfigError(

@@ -5,16 +5,21 @@
     RUN/samples.jsonl    rollouts                   RUN/finished.json  step and time, when the last step was made
     RUN/model/           what the weights are: architecture, tokenizer, template, and of a LoRA run its base
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
+    RUN/logs/            of several processes: what each printed (rank-1.log), and what it did last (rank-1.json)
 
 The run of a pipeline holds config.json, ledger.json and a run directory per stage: RUN/sft, RUN/grpo. A stage that is run anew
 leaves what it was before in RUN/grpo.1, RUN/grpo.2, ... A stage that makes rows has no checkpoints and no model but
 
     RUN/rows.jsonl       the rows that were kept    RUN/report.jsonl   the answers that were not, and why
     RUN/samples.jsonl    every answer               RUN/statistics.json
+
+A run on ``gs://`` has a copy on this machine, and its paths are those of the copy: see ``r1jax.mirror``. Its checkpoints are in
+the bucket alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import fcntl
@@ -25,9 +30,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from r1jax import config
+from r1jax import config, mirror
+
+if TYPE_CHECKING:  # slow to import
+    from etils import epath
 
 FOUND = ("commits", "digests", "chosen", "inputs")
 """What ``record`` adds to a config."""
@@ -46,6 +54,12 @@ class RunDir:
     config: dict
     """As in config.json."""
     _lock: TextIO | None = None
+    _uploads: mirror.Uploads | None = None
+
+    @property
+    def name(self) -> str:
+        """The directory as a person calls it."""
+        return str(mirror.there(self.path))
 
     @property
     def metrics(self) -> Path:
@@ -56,8 +70,8 @@ class RunDir:
         return self.path / "samples.jsonl"
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> Path | epath.Path:
+        return checkpoints(self.path)
 
     @property
     def exports(self) -> Path:
@@ -99,10 +113,53 @@ class RunDir:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         _write(self.path / "finished.json", {"step": step, "time": now})
 
+    def upload(self) -> None:
+        """Of a run on ``gs://``, copies what was written since the last time to the bucket.
+
+        Raises:
+          ValueError: the bucket does not take it.
+        """
+        if self._uploads is not None:
+            self._uploads.upload()
+
     def close(self) -> None:
-        """Lets another process train here. The kernel does it too when this process dies."""
-        if self._lock is not None:
-            self._lock.close()
+        """Uploads, and lets another process train here. The kernel does the second too when this process dies."""
+        try:
+            self.upload()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+
+def find(name: str, process: int = 0) -> Path:
+    """The directory of a run that is called ``name``. If that is on ``gs://`` it is a copy of what the bucket holds now.
+
+    Args:
+      process: each has a copy of its own.
+
+    Raises:
+      ValueError: the bucket cannot be read, or holds something else there.
+      config.ConfigError: another process on this machine trains there.
+    """
+    if not mirror.is_remote(name):
+        return Path(name)
+    path = mirror.here(name, process)
+    path.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(_take_lock(path)):
+        mirror.fetch(path)
+    return path
+
+
+def checkpoints(stage: Path) -> Path | epath.Path:
+    """Where the checkpoints of a stage lie."""
+    return mirror.there(stage) / mirror.CHECKPOINTS
+
+
+def saved_steps(stage: Path) -> list[int]:
+    """The steps of the checkpoints of a stage's run directory, which need not exist."""
+    found = [p for p in checkpoints(stage).glob("*") if p.name.isdigit()]
+    # In a bucket one is there once it has its last file: see ``r1jax.checkpoint``.
+    return [int(p.name) for p in found if not mirror.is_remote(p) or (p / "about.json").exists()]
 
 
 def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
@@ -112,20 +169,21 @@ def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
       config.ConfigError: it cannot be made, or holds something already.
     """
     if path is None:
-        path = _unused(Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        path = unused(name)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # A process killed in here leaves no more than its lock and a part of the config.
-        if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name}):
-            raise config.ConfigError(f"{path} already holds {', '.join(held[:3])}; name a new or an empty directory")
+        # A process killed in here leaves no more than its lock and a part of the config; its parent has made the logs.
+        if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name, mirror.LOGS}):
+            place = mirror.there(path)
+            raise config.ConfigError(f"{place} already holds {', '.join(held[:3])}; name a new or an empty directory")
         lock = _take_lock(path)
         _write(path / "config.json", config_json)
     except OSError as error:
         raise config.ConfigError(
             f"cannot make the run directory {path}: {error.strerror}; name another with --run-dir"
         ) from error
-    return RunDir(path, config_json, lock)
+    return RunDir(path, config_json, lock, _uploads(path))
 
 
 def open_or_resume(path: Path, config_json: dict, safe: Collection[str] | None = None) -> RunDir:
@@ -149,29 +207,30 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] | None =
         lock = _take_lock(path)
     except OSError as error:
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
-    old = _read_config(path)
+    old, name = _settings(path), mirror.there(path)
     was, asked = (_stages(c) or [c["kind"]] for c in (old, config_json))
     pipeline = bool(_stages(old)) and bool(_stages(config_json))
     safe = config.safe_to_change(config_json.get("kind")) if safe is None else safe
     if was != ([name for name in asked if name in was] if pipeline else asked) and last_saved(path):
         lock.close()
         raise config.ConfigError(
-            f"{path} is a run of another config: its stages are {', '.join(was)}, not {', '.join(asked)}; name another place"
+            f"{name} is a run of another config: its stages are {', '.join(was)}, not {', '.join(asked)}; name another place"
         )
-    changes = config.diff({name: value for name, value in old.items() if name not in FOUND}, config_json)
+    changes = config.diff(old, config_json)
     refused = [c for c in changes if c[0].split(".")[0] not in safe]
     if refused and not pipeline and has_saved(path):
         lock.close()
         raise config.ConfigError(
-            f"{path} was trained with another config: {tell(refused)}. A resumed run may change only {', '.join(safe)}; "
-            f"start a new run with --init {path}@STEP, or give the old values"
+            f"{name} was trained with another config: {tell(refused)}. A resumed run may change only {', '.join(safe)}; "
+            f"start a new run with --init {name}@STEP, or give the old values"
         )
     # The mark goes first: killed between the two, the run is still resumed.
     if any(place.split(".")[-1] == "steps" and (new or 0) > (was or 0) for place, was, new in changes):
         (path / "finished.json").unlink(missing_ok=True)
     if changes:
-        _write(path / "config.json", config_json | {name: old[name] for name in FOUND if name in old})
-    return RunDir(path, config_json, lock)
+        found = _read_config(path)
+        _write(path / "config.json", config_json | {name: found[name] for name in FOUND if name in found})
+    return RunDir(path, config_json, lock, _uploads(path))
 
 
 def is_run(path: Path) -> bool:
@@ -192,7 +251,7 @@ def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:
 
 def has_checkpoint(stage: Path) -> bool:
     """Whether the run directory of a stage, which need not exist, has one."""
-    return any(p.name.isdigit() for p in (stage / "checkpoints").glob("*"))
+    return bool(saved_steps(stage))
 
 
 def has_saved(stage: Path) -> bool:
@@ -204,7 +263,7 @@ def has_saved(stage: Path) -> bool:
 
 def changes(stage: Path, config_json: dict) -> list[tuple[str, Any, Any]]:
     """What a resumed run may not change and ``config_json`` does, as ``config.diff`` gives it."""
-    old = {name: value for name, value in _read_config(stage).items() if name not in FOUND}
+    old = _settings(stage)
     safe = config.safe_to_change(config_json["kind"]) if old.get("kind") == config_json["kind"] else ()
     return [c for c in config.diff(old, config_json) if c[0].split(".")[0] not in safe]
 
@@ -216,8 +275,8 @@ def inputs(stage: Path) -> dict[str, str]:
 
 def identity(stage: Path) -> str:
     """Names what a stage made, by content: its newest checkpoint, or its rows; '' if there is none."""
-    if steps := [int(p.name) for p in (stage / "checkpoints").glob("*") if p.name.isdigit()]:
-        files, name = sorted((stage / "checkpoints" / str(max(steps))).glob("digests-*")), f"step {max(steps)}, "
+    if steps := saved_steps(stage):
+        files, name = sorted((checkpoints(stage) / str(max(steps))).glob("digests-*")), f"step {max(steps)}, "
     else:
         files, name = [f for f in [rows_of(stage)] if f.exists()], ""
     if not files:
@@ -235,7 +294,8 @@ def rows_of(stage: Path) -> Path:
 
 
 def put_aside(stage: Path) -> Path:
-    """Renames the run directory of a stage to the first of NAME.1, NAME.2, ... that is free, and returns it."""
+    """Renames the run directory of a stage to the first of NAME.1, NAME.2, ... that is free, and returns it. Not on ``gs://``,
+    where all that is in it would have to be copied."""
     number = 1
     while (place := stage.with_name(f"{stage.name}.{number}")).exists():
         number += 1
@@ -254,7 +314,7 @@ def last_saved(path: Path) -> str:
         return ""
     found = _read_config(path)
     for name in [""] if _is_stage(found) else reversed(_stages(found)):
-        if steps := [int(p.name) for p in (path / name / "checkpoints").glob("*") if p.name.isdigit()]:
+        if steps := saved_steps(path / name):
             return f"step {max(steps)}" + (f" of {name}" if name else "")
         if has_saved(path / name):
             return "its answers" if not name else f"answers of {name}"
@@ -273,9 +333,10 @@ def last_stage(path: Path) -> Path:
     for stage in candidates:
         if has_checkpoint(stage):
             return stage
+    name = mirror.there(path)
     if found.get("kind") == MAKES_ROWS:
-        raise config.ConfigError(f"{path} made rows, no model; they are in {rows_of(path)}")
-    raise config.ConfigError(f"{path} has no checkpoint yet; train it with --run-dir {path}")
+        raise config.ConfigError(f"{name} made rows, no model; they are in {mirror.there(rows_of(path))}")
+    raise config.ConfigError(f"{name} has no checkpoint yet; train it with --run-dir {name}")
 
 
 def _is_stage(found: Any) -> bool:
@@ -297,6 +358,22 @@ def tell(changes: list[tuple[str, Any, Any]], most: int = 8) -> str:
     told = [f"{place or 'all'} was {short(was)}, now {short(new)}" for place, was, new in changes[:most]]
     more = [f"and {len(changes) - most} more"] if len(changes) > most else []
     return "; ".join(told + more)
+
+
+def _settings(path: Path) -> dict:
+    """The config of a run as it would be written today: fields that are newer than the run have their defaults."""
+    found = {name: value for name, value in _read_config(path).items() if name not in FOUND}
+    if _is_stage(found):
+        return _with_defaults(found)
+    return {name: _with_defaults(value) if _is_stage(value) else value for name, value in found.items()}
+
+
+def _with_defaults(stage: dict) -> dict:
+    """One that cannot be read today, for a field that is no more for instance, stays as it is."""
+    try:
+        return config.to_json(config.from_json(config.SFT | config.GRPO | config.RejectionSampling, stage))
+    except config.ConfigError:
+        return stage
 
 
 def _read_config(path: Path) -> Any:
@@ -337,7 +414,7 @@ def _take_lock(path: Path) -> TextIO:
         holder = file.read().strip() or "unknown"
         file.close()
         raise config.ConfigError(
-            f"another process (pid {holder}) is training in {path}; stop it or name another directory"
+            f"another process (pid {holder}) is training in {mirror.there(path)}; stop it or name another directory"
         ) from error
     except OSError as error:
         # Some cluster file systems have no locks; better to train there without one than not at all.
@@ -350,8 +427,13 @@ def _take_lock(path: Path) -> TextIO:
     return file
 
 
-def _unused(path: Path) -> Path:
-    """The path, with a number behind it if two runs start in the same second."""
+def _uploads(path: Path) -> mirror.Uploads | None:
+    return mirror.Uploads(path) if mirror.is_remote(mirror.there(path)) else None
+
+
+def unused(name: str) -> Path:
+    """Where a new run lies by default: ``runs/NAME-YYYYMMDD-HHMMSS``, with a number behind it if two start in one second."""
+    path = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     candidate, number = path, 2
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from r1jax import config
 from r1jax.params import map_specs
@@ -23,6 +24,8 @@ from r1jax.params import map_specs
 AXES = ("data", "fsdp", "expert", "tensor", "context")
 Phase = Literal["train", "decode"]
 Rules = Mapping[str, tuple[str, ...]]
+AnyMesh = jax.sharding.Mesh | AbstractMesh
+"""An abstract one names platform and device kind but has no devices: what it lays out can be counted, not made."""
 
 TRAIN: Rules = {
     "batch": ("data", "fsdp", "expert"),
@@ -62,12 +65,7 @@ def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.M
       ValueError: the sizes need more devices than there are, do not divide them, or leave out devices of another process.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [getattr(sizes, axis) for axis in AXES]
-    if 0 in shape:
-        rest, left = divmod(len(devices), math.prod(s for s in shape if s))
-        if left or not rest:
-            raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {len(devices)} devices found")
-        shape[shape.index(0)] = rest
+    shape = mesh_shape(sizes, len(devices))
     if jax.process_count() == 1:
         devices = devices[: math.prod(shape)]
     if math.prod(shape) != len(devices):
@@ -79,9 +77,73 @@ def make_mesh(sizes: config.Mesh, devices: list | None = None) -> jax.sharding.M
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def describe(mesh: jax.sharding.Mesh) -> str:
+def mesh_shape(sizes: config.Mesh, devices: int) -> list[int]:
+    """The sizes of ``AXES``, with a number for 0.
+
+    Raises:
+      ValueError: the sizes do not divide the devices.
+    """
+    shape = [getattr(sizes, axis) for axis in AXES]
+    if 0 in shape:
+        rest, left = divmod(devices, math.prod(s for s in shape if s))
+        if left or not rest:
+            raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} does not divide the {devices} devices found")
+        shape[shape.index(0)] = rest
+    return shape
+
+
+def abstract_mesh(shape: list[int], platform: str, device_kind: str) -> AbstractMesh:
+    """A mesh of devices that are not here."""
+    device = AbstractDevice(device_kind, None, platform)
+    return AbstractMesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device)
+
+
+def trainer_devices(engine: config.Engine) -> list:
+    """The devices that train: all, or those that ``engine.devices`` leaves.
+
+    Raises:
+      ValueError: no device is left, or there are several processes.
+    """
+    devices = jax.devices()
+    if not engine.devices:
+        return devices
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"engine.devices is {engine.devices}, but there are {jax.process_count()} processes: weights are sent to other "
+            "devices within one process only; set it to 0, and engine.mesh to how the sampler uses all of them"
+        )
+    if engine.devices >= len(devices):
+        raise ValueError(f"engine.devices is {engine.devices} of {len(devices)}; leave at least one for the trainer")
+    return devices[: -engine.devices]
+
+
+def trainer_mesh(sizes: config.Mesh, engine: config.Engine) -> jax.sharding.Mesh:
+    """``make_mesh`` of the devices that train.
+
+    Raises:
+      ValueError: as ``make_mesh`` and ``trainer_devices`` do.
+    """
+    return make_mesh(sizes, trainer_devices(engine))
+
+
+def sampler_mesh(engine: config.Engine, mesh: AnyMesh) -> AnyMesh:
+    """Where a stage samples whose trainer has ``mesh``.
+
+    Raises:
+      ValueError: as ``make_mesh``.
+    """
+    if isinstance(mesh, AbstractMesh) and (engine.devices or engine.mesh != config.Mesh()):
+        device = mesh.abstract_device
+        return abstract_mesh(mesh_shape(engine.mesh, engine.devices or mesh.size), device.platform, device.device_kind)
+    if engine.devices:
+        return make_mesh(engine.mesh, jax.devices()[-engine.devices :])
+    return mesh if engine.mesh == config.Mesh() else make_mesh(engine.mesh, list(mesh.devices.flat))
+
+
+def describe(mesh: AnyMesh) -> str:
+    device = mesh.abstract_device if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
     split = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}" + (f" as {split}" if split else "")
+    return f"{mesh.size} x {device.device_kind}" + (f" as {split}" if split else "")
 
 
 def partition(axes: tuple[str | None, ...], table: Rules) -> PartitionSpec:
@@ -99,7 +161,13 @@ def _parts(axes: tuple[str | None, ...], table: Rules) -> list[tuple[str, ...]]:
     return parts
 
 
-def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
+def few_whole(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: AnyMesh, table: Rules):
+    """``axes`` without KV heads that the mesh does not divide: there are few of them, and every device has them all."""
+    ways = math.prod(mesh.shape[a] for a in table.get("kv_heads", ()))
+    return tuple(None if name == "kv_heads" and size % ways else name for size, name in zip(shape, axes, strict=True))
+
+
+def param_shardings(specs: Any, mesh: AnyMesh, table: Rules) -> Any:
     """A NamedSharding per ParamSpec.
 
     Raises:
@@ -123,16 +191,16 @@ def param_shardings(specs: Any, mesh: jax.sharding.Mesh, table: Rules) -> Any:
     return map_specs(one, specs)
 
 
-def batch_ways(mesh: jax.sharding.Mesh, table: Rules) -> int:
+def batch_ways(mesh: AnyMesh, table: Rules) -> int:
     """Over how many devices the rows of a batch lie."""
     return math.prod(mesh.shape[a] for a in table["batch"])
 
 
-_current: contextvars.ContextVar[tuple[jax.sharding.Mesh, Rules] | None] = contextvars.ContextVar("sharding", default=None)
+_current: contextvars.ContextVar[tuple[AnyMesh, Rules] | None] = contextvars.ContextVar("sharding", default=None)
 
 
 @contextlib.contextmanager
-def using(mesh: jax.sharding.Mesh, table: Rules):
+def using(mesh: AnyMesh, table: Rules):
     """Makes ``constrain`` follow this mesh and table while functions are traced inside."""
     token = _current.set((mesh, table))
     try:
@@ -147,7 +215,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if current is None or current[0].size == 1:
         return x
     mesh, table = current
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, table)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(few_whole(x.shape, axes, mesh, table), table)))
 
 
 def one_device() -> bool:
@@ -156,10 +224,20 @@ def one_device() -> bool:
     return current is None or current[0].size == 1
 
 
+def has_rules() -> bool:
+    """Whether what is being traced will run on several devices, by a table of rules."""
+    return not one_device() and bool(_current.get()[1])
+
+
 def platform() -> str:
     """``cpu``, ``gpu`` or ``tpu``: where what is being traced will run."""
     current = _current.get()
-    return (jax.devices()[0] if current is None else current[0].devices.flat[0]).platform
+    return jax.devices()[0].platform if current is None else platform_of(current[0])
+
+
+def platform_of(mesh: AnyMesh) -> str:
+    """``cpu``, ``gpu`` or ``tpu``."""
+    return mesh.abstract_device.platform if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
 
 def ways(axis: str) -> int:
@@ -168,20 +246,50 @@ def ways(axis: str) -> int:
     return 1 if current is None else math.prod(current[0].shape[a] for a in current[1].get(axis, ()))
 
 
-def on_each_device(f: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]) -> Callable:
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes of more than one device over which this logical axis is split in what is being traced."""
+    current = _current.get()
+    return () if current is None else tuple(a for a in current[1].get(axis, ()) if current[0].shape[a] > 1)
+
+
+def on_each_device(f: Callable, inputs: tuple[tuple[str | None, ...], ...], output: Any) -> Callable:
     """``f`` called by each device with its own parts of the arrays, which lie by these logical axes; for kernels that the
-    compiler cannot split. Outside ``using``, on one device or without rules ``f`` itself."""
+    compiler cannot split. Outside ``using``, on one device or without rules ``f`` itself.
+
+    Args:
+      output: logical axes of what ``f`` returns; a list of them for a list of arrays.
+    """
     mesh, table = _current.get() or (None, {})
     if mesh is None or mesh.size == 1 or not table:
         return f
     specs = tuple(partition(axes, table) for axes in inputs)
-    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=partition(output, table), check_vma=False)
+    out = [partition(axes, table) for axes in output] if isinstance(output, list) else partition(output, table)
+    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
 
 
 def put(x: np.ndarray, mesh: jax.sharding.Mesh, table: Rules, *axes: str | None) -> jax.Array:
     """A host array that every process holds becomes one global array; each process uploads its own part."""
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, partition(axes, table)), lambda index: x[index])
+
+
+def fetch_rows(x: jax.Array, rows: Sequence[int]) -> np.ndarray:
+    """As ``fetch``, but only these rows of x[S, ...] mean anything: of what lies with other processes no more travels."""
+    out = np.zeros(x.shape, x.dtype)
+    if not rows:
+        return out
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    few = 1 << (len(rows) - 1).bit_length()  # one program for numbers that differ little
+    padded = np.array([*rows, *[rows[0]] * (few - len(rows))], np.int32)
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+    out[padded] = np.asarray(_take_rows(x, padded, where=everywhere))
+    return out
+
+
+@partial(jax.jit, static_argnames="where")
+def _take_rows(x: jax.Array, rows: jax.Array, where: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x[rows], where)
 
 
 def fetch(x: jax.Array) -> np.ndarray:

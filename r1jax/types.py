@@ -11,7 +11,7 @@ Array = jax.Array | np.ndarray
 FINISH = ("length", "stop", "stop_string")
 """Meaning of ``Trajectories.finish``: reached the cap; sampled an end token; wrote a stop string."""
 GOING = -1
-"""``Trajectories.finish`` of an answer that has not ended, which only ``Sampler.stream`` shows."""
+"""``Trajectories.finish`` of an answer that has not ended: of ``Sampler.stream``, and of one that is kept for a later round."""
 
 
 @struct.dataclass
@@ -41,6 +41,9 @@ class Trajectories:
     """uint8 (uint16 past 256 experts)[N, T, L, K]: the experts that each token went to in the L layers that have some, e.g.
     [3, 0]. None if they were not recorded. What the sampler never read, an answer's last token and what lies past it, holds
     the type's largest number K times (``nn.moe.unrecorded``)."""
+    version: Array | None = None
+    """int32[N, T]: of the weights that sampled each token, as ``Sampler.load`` was told, e.g. [0, 0, 4, 4, 6, 0, 0] where an
+    answer went on under newer ones; 0 elsewhere."""
 
 
 @struct.dataclass
@@ -74,7 +77,7 @@ class PackedBatch:
     old_logprobs: Array | None = None
     """float32[M, B, T]: pi_old; None stands for the policy itself (a ratio of 1)."""
     ref_logprobs: Array | None = None
-    """float32[M, B, T]: the reference's; None without a KL term."""
+    """float32[M, B, T]: the reference's; None without a KL term, and where the policy is the reference (a KL of 0)."""
     routes: Array | None = None
     """uint8 or uint16[M, B, T, L * K]: the experts that the update sends the tokens to, as ``models.decoder.join_routes`` lays
     ``Trajectories.routes``; a token that was not recorded, and padding, chooses by itself. None: all tokens do."""

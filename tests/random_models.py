@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from functools import partial
 
 import jax
@@ -80,3 +82,10 @@ def draw(model: config.Model, seed: int = 0, kernel: float = 0.25, embedding: fl
         return jnp.asarray(values, spec.dtype)
 
     return jax.tree_util.tree_map_with_path(one, specs, is_leaf=parameters.is_spec)
+
+
+def collective_sizes(program: str, kind: str) -> list[int]:
+    """How many numbers each collective of a kind (``all-gather``) gives a device, in a compiled program's text: the largest of
+    those that it gives together."""
+    found = re.findall(rf"= (\([^)]*\)|\S+) {kind}(?:-start)?\(", program)
+    return [max(math.prod(int(n) for n in shape.split(",") if n) for shape in re.findall(r"\w+\[([\d,]*)\]", f)) for f in found]

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_models import GQA, MLA, draw, jit
+from random_models import GQA, MLA, collective_sizes, draw, jit
 
 from r1jax import config, sharding
 from r1jax.models import decoder
-from r1jax.nn import attention, chunked_attention, fused_attention, kernels
+from r1jax.nn import attention, chunked_attention, context_parallel, fused_attention, kernels
 from r1jax.nn.attention import Packed
 
 SCALE = 0.3
@@ -111,6 +111,19 @@ def test_activations_in_bfloat16(dtype):
     close(found, exact, 2**-6)
 
 
+@pytest.mark.parametrize("kernel", ["reference", "chunked"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_bfloat16_products_of_float32_activations(kernel, dtype):
+    """Values and gradients are those of operands rounded to bfloat16, and float32."""
+    q, k, v, weights, segments, prefix = drawn(2, 37, 4, 2)
+    found = run(by(kernel, segments, prefix, dtype), q, k, v, weights)
+    rounded = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    assert all(x.dtype == jnp.float32 for x in found)
+    close(found, run(by(kernel, segments, prefix, "bfloat16"), *rounded, weights), 2**-7)
+    close(found, run(by("reference", segments, prefix), q, k, v, weights), 2**-6)
+    assert np.abs(found[0] - run(by("reference", segments, prefix), q, k, v, weights)[0]).max() > 2**-12
+
+
 def test_rows_need_memory_in_proportion_to_their_length(monkeypatch):
     def temp(length):
         shape = (1, length, 2, 4)
@@ -194,3 +207,51 @@ def test_a_kernel_that_is_not_there_is_refused(monkeypatch):
         by("fused", segments, prefix, "bfloat16")(q, k, v)
     with pytest.raises(ValueError, match="float32"):
         by("fused", segments, None)(q, k, v)
+
+
+def test_each_device_of_a_split_row_takes_early_and_late_queries():
+    """Of four parts of two tokens the first device gets 0 and 3, and the second 1 and 2; what they say goes back in order."""
+    axes, ones = ("batch", "sequence", "heads", None), jnp.ones((2, 8), jnp.int32)
+    with sharding.using(sharding.make_mesh(config.Mesh(fsdp=2, tensor=2, context=2)), sharding.TRAIN):
+        send = partial(context_parallel._send, axis=0)
+        moved = sharding.on_each_device(send, (("sequence",),), ("sequence",))(jnp.arange(8)).reshape(2, 4)
+        assert [set(part) for part in moved.tolist()] == [{0, 1, 6, 7}, {2, 3, 4, 5}]
+
+        def places(q, k, v, segments, key_segments, prefix, index):
+            return jnp.broadcast_to(index[None, :, None, None].astype(q.dtype), q.shape)
+
+        q = jnp.zeros((2, 8, 2, 1))
+        out = context_parallel.attend(places, q, (q, q), (axes, axes), lambda k, v: (k, v), ones, None)
+    np.testing.assert_array_equal(out[0, :, 0, 0], np.arange(8))
+
+
+def test_a_latent_is_gathered_and_not_the_keys_that_it_makes():
+    """Values and gradients of a model whose rows lie over four devices, and no collective of the size of all heads' keys."""
+    model = dataclasses.replace(
+        MLA, segments=(config.Segment("dense", 1),), mtp_depth=0, moe=None, attention_kernel="chunked",
+        attention=dataclasses.replace(MLA.attention, n_heads=8),
+    )  # fmt: skip
+    params, rng = draw(model), np.random.default_rng(0)
+    tokens = rng.integers(0, model.vocab_size, (4, 32)).astype(np.int32)
+    *_, segments, prefix = drawn(4, 32)
+    positions = np.broadcast_to(np.arange(32, dtype=np.int32), tokens.shape)
+    weights = rng.standard_normal((4, 32, model.d_model)).astype(np.float32)
+
+    def gradient():  # anew, for jax remembers what it traced for one device
+        def total(params):
+            hidden, _, _ = decoder.forward(params, tokens, positions, segments, prefix=prefix, model=model)
+            return (hidden * weights).sum()
+
+        return jax.value_and_grad(total)
+
+    expected = jit(gradient())(params)
+    mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=1, context=4))
+    layout = sharding.param_shardings(decoder.specs(model), mesh, sharding.TRAIN)
+    with sharding.using(mesh, sharding.TRAIN):
+        run = jit(gradient(), in_shardings=(layout,)).lower(params).compile()
+    a = model.attention
+    keys = tokens.size // 2 * a.n_heads * a.v_dim  # of the rows of a device
+    sizes = collective_sizes(run.as_text(), "all-gather") + collective_sizes(run.as_text(), "all-reduce")
+    assert sizes and max(sizes) < keys
+    found = jax.device_get(run(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max())), found, expected)

@@ -8,6 +8,7 @@ import sys
 from importlib import util
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -15,6 +16,7 @@ import tiny
 from r1jax import cli, sharding
 from r1jax.bench import fastest, limits, measure, results
 from r1jax.bench import rollout as bench_rollout
+from r1jax.bench import subject as bench_subject
 from r1jax.bench.measure import Peer, Turn
 from r1jax.bench.prompts import ragged_lengths, texts
 from r1jax.bench.results import ALL, Limits, Need, Product, Report, Side
@@ -255,6 +257,17 @@ def test_a_mistake_is_one_line(words, said, capsys):
     assert cli.main(["bench", *words]) == 2
     out, err = capsys.readouterr()
     assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("work", "said"), [("rollout", "lower --slots, --prompts"), ("update", "lower --micro-batch")])
+def test_running_out_of_memory_is_one_line(work, said, monkeypatch, capsys):
+    def fail(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 13.50GiB.\n  at 0x1")
+
+    monkeypatch.setattr(bench_subject.Subject, "load", fail)
+    assert cli.main(["bench", work, "--model", "random:tiny", "--mesh.fsdp", "1"]) == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert "out of memory; 13.50GiB could not be had; " in told and said in told
 
 
 def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch, capsys):

@@ -138,6 +138,26 @@ def test_one_flipped_bit_in_any_file_is_noticed(run):
     run.restore(abstract(state()), step=20)
 
 
+def test_answers_of_any_shape_come_back_and_one_flipped_bit_of_them_is_noticed(tmp_path):
+    given = {"kept/tokens": np.arange(6, dtype=np.int32).reshape(2, 3), "ahead/routes": np.full((2, 0, 1), 255, np.uint8)}
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, {"x": jnp.zeros(2)}, {}, answers=given)
+    checkpointer.save(2, {"x": jnp.zeros(2)}, {})
+    checkpointer.wait()
+    found = checkpointer.answers(1)
+    assert found.keys() == given.keys() and checkpointer.answers(2) == {}
+    for name, value in given.items():
+        np.testing.assert_array_equal(found[name], value, strict=True)
+    file = tmp_path / "1" / "answers.npz"
+    good = file.read_bytes()
+    file.write_bytes(good[:90] + bytes([good[90] ^ 1]) + good[91:])
+    with pytest.raises(CheckpointError, match="answers.npz has changed"):
+        checkpointer.answers(1)
+    with pytest.raises(CheckpointError, match="answers.npz has changed"):
+        checkpointer.restore_part(1, {"x": jax.ShapeDtypeStruct((2,), "float32")})
+    checkpointer.close()
+
+
 def test_any_flipped_bit_of_the_digests_is_noticed(run):
     file = run.directory / "20" / "digests-0-of-1"
     good = file.read_bytes()
@@ -347,10 +367,10 @@ TWO_PROCESSES = """
     directory, process, port = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
-    from jax.experimental import multihost_utils
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from r1jax import checkpoint
+    from r1jax import checkpoint, processes, sharding
     from r1jax.checkpoint import Checkpointer, CheckpointError
+    from r1jax.config.base import ProcessLost
 
     whole = np.arange(64.0, dtype=np.float32).reshape(8, 8)
 
@@ -361,6 +381,9 @@ TWO_PROCESSES = """
         return {"x": x, "none": None, "key": key}
 
     checkpointer = Checkpointer(directory)
+    restored, _ = checkpointer.restore({"x": state((4, 2), P("a", "b"), 0)["x"]}, step=0)
+    for shard in restored["x"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, (7 + whole)[shard.index])
     for step in (1, 2, 3):
         checkpointer.save(step, state((4, 2), P("a", "b"), step), {"step": step})
     checkpointer.wait()
@@ -389,12 +412,25 @@ TWO_PROCESSES = """
         data = max((directory / "3" / "state" / "ocdbt.process_1").rglob("d/*"), key=lambda p: p.stat().st_size)
         good = data.read_bytes()
         data.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    multihost_utils.sync_global_devices("damaged")
+    processes.meet("damaged")
     try:
         checkpointer.restore(target)
     except CheckpointError as error:
         print(error)
     checkpointer.close()
+
+    assert processes.gather("ranks", np.array(process)).tolist() == [0, 1]
+    assert [processes.first_says("first", process == i) for i in (0, 1)] == [True, False]
+    assert [processes.any_of("any", process == i) for i in (0, 1, 2)] == [True, True, False]
+    assert processes.beside() == 2
+    rows = sharding.fetch_rows(state((4, 2), P("a", "b"), 1)["x"], [6, 1, 3])
+    assert np.array_equal(rows[[6, 1, 3]], (1 + whole)[[6, 1, 3]]) and not rows[[0, 2, 4, 5, 7]].any()
+    try:
+        if process == 0:
+            processes.meet("lunch", seconds=1)
+    except ProcessLost as error:
+        print(error)
+    processes.meet("dinner")
 """
 
 
@@ -403,9 +439,12 @@ def test_two_processes_save_restore_and_agree_on_damage(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    alone = Checkpointer(tmp_path)  # what one process saved, two restore
+    alone.save(0, {"x": 7 + on_mesh((2, 4), P("a", "b"))}, {})
+    alone.close()
     started = [script(TWO_PROCESSES, tmp_path, process, port, env=env) for process in range(2)]
     # Gloo's threads write to the same stream, and tear each other's lines.
-    ours = ("exact", "could not save", "damaged checkpoint")
+    ours = ("exact", "could not save", "damaged checkpoint", "lunch")
     told = [[line for line in output_of(p).splitlines() if any(word in line for word in ours)] for p in started]
     assert [lines[0] for lines in told] == ["exact {'step': 3} [2, 3]"] * 2
     # Where one fails, both say so.
@@ -413,6 +452,9 @@ def test_two_processes_save_restore_and_agree_on_damage(tmp_path):
     assert "another process failed" in told[0][1] and "No space left on device" in told[1][1]
     assert all("damaged checkpoint" in lines[2] and f"start from {tmp_path}@2" in lines[2] for lines in told)
     assert any("ocdbt.process_1" in lines[2] for lines in told)
+    # Who waits says where, for how long and for whom; the other never heard of it, and both go on.
+    where = f"waited at 'lunch' for 1 s, and process 1 on {socket.gethostname()} did not come"
+    assert where in told[0][3] and len(told[1]) == 3
 
     alone = Checkpointer(tmp_path, read_only=True)
     target = {"x": on_mesh((2, 4), P("b", "a")), "none": None, "key": jax.random.key(0)}

@@ -12,17 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import cli, config, loading, params
+from r1jax import cli, config, loading, params, sharding
 from r1jax.checkpoint import Checkpointer
 from r1jax.config import GQA, SFT, Model, Segment, Text, commands
 from r1jax.data import tokenizer
 from r1jax.data.template import Template
 from r1jax.eval import loaded, score
-from r1jax.eval.answers import questions
+from r1jax.eval.answers import questions, sampled_ids
 from r1jax.models import decoder
 from r1jax.plan import memory
 from r1jax.rewards.accuracy import accuracy
 from r1jax.rewards.extract import final_answer
+from r1jax.rollout import Sampler
 
 # The layers themselves are tested elsewhere; these are the quickest to compile.
 MODEL = Model(
@@ -257,6 +258,32 @@ def test_sampled_logprobs_are_what_score_says(run, tmp_path, monkeypatch):
     for row, values in zip(found, np.load(tmp_path / "out.npz")["logprobs"], strict=True):
         first = len(row["prompt_tokens"]) - 1
         np.testing.assert_allclose(values[first : first + len(row["tokens"])], row["logprobs"], atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_generate_holds_weights_as_the_configs_engine_does(run, tmp_path, form):
+    """The log-probs are those of a sampler with these weights, and not those of the weights as they are."""
+    line = f"--prompt ab --samples 2 --max-new-tokens 6 --temperature 1 --top-p 1 --seed 3 --out {tmp_path}/out {ONE_DEVICE}"
+    call("generate", run, f"{line} --engine.weights {form}")
+    found = rows_of(tmp_path / "out")
+    engine = config.Engine(slots=2, max_prompt_tokens=8, weights=form)
+    sampler = Sampler(MODEL, engine, sharding.make_mesh(config.Mesh(fsdp=1)), end_ids=TOKENIZER.end_ids, seed=3)
+    sampler.load(weights(2))
+    t = sampler.generate([TOKENIZER.encode("ab")], config.Sampling(max_new_tokens=6), samples=2)
+    assert [row["tokens"] for row in found] == sampled_ids(t)
+    np.testing.assert_allclose(np.concatenate([row["logprobs"] for row in found]), t.logprobs[t.loss_mask], atol=1e-6)
+    plain = Sampler(MODEL, dataclasses.replace(engine, weights="same"), sampler.mesh, end_ids=TOKENIZER.end_ids, seed=3)
+    plain.load(weights(2))
+    t = plain.generate([TOKENIZER.encode("ab")], config.Sampling(max_new_tokens=6), samples=2)
+    assert abs(found[0]["logprobs"][0] - t.logprobs[t.loss_mask][0]) > 1e-4
+
+
+def test_drafts_need_a_module_that_makes_them(run, tmp_path, capsys):
+    write_rows(tmp_path / "in.jsonl", [{"prompt": "a", "answer": "1"}])
+    for command, line in (("generate", "--prompt a"), ("eval", f"--tasks {tmp_path}/in.jsonl")):
+        assert cli.main([command, "--model", str(run), *line.split(), "--engine.speculative"]) == 2
+        (told,) = capsys.readouterr().err.splitlines()
+        assert "engine.speculative drafts with a multi-token-prediction module, but model.mtp_depth is 0" in told
 
 
 def test_standard_output_is_the_answer_with_its_prefill_up_to_the_stop_string(run, capsys):

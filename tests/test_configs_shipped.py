@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -43,6 +46,27 @@ QWEN_30B = Model(
     Rope(theta=1e6),
     **BFLOAT16,
 )
+
+
+
+def dense(d_model: int, layers: int, heads: int, kv_heads: int, d_ff: int, vocab: int = 152_064, bias: bool = True) -> Model:
+    """The larger Qwen2.5 and Llama-3, as their config.json give them."""
+    attention = GQA(n_heads=heads, n_kv_heads=kv_heads, head_dim=128, qkv_bias=bias)
+    return Model(vocab, d_model, d_ff, (Segment("dense", layers),), attention, rope=Rope(theta=1e6), **BFLOAT16)
+
+
+QWEN_7B, QWEN_32B = dense(3584, 28, 28, 4, 18_944), dense(5120, 64, 40, 8, 27_648)
+CLUSTERS = {
+    "distill_qwen_1_5b": QWEN["1.5B"],
+    "distill_qwen_7b": QWEN_7B,
+    "distill_llama_8b": dense(4096, 32, 32, 8, 14_336, 128_256, False),
+    "distill_qwen_14b": dense(5120, 48, 40, 8, 13_824),
+    "distill_qwen_32b": QWEN_32B,
+    "distill_llama_70b": dense(8192, 80, 64, 8, 28_672, 128_256, False),
+    "r1_zero_qwen_7b": QWEN_7B,
+    "r1_zero_qwen_32b": QWEN_32B,
+    "r1_zero_30b_a100": QWEN_30B,
+}
 CLAIMS = [
     *(("countdown_qwen", model, rf"{size} ([\d.]+) GiB") for size, model in QWEN.items()),
     ("gsm8k_qwen", QWEN["3B"], r"3B ([\d.]+) GiB"),
@@ -62,6 +86,55 @@ def test_the_memory_a_header_states_is_what_a_dry_run_computes(name, model, clai
     devices = Mesh(expert=8) if model.moe else Mesh(fsdp=1)
     needs = [memory.table(stage, model, sharding.make_mesh(devices), capacity=2**40).need for stage in stages]
     assert math.isclose(max(needs) / 2**30, float(re.search(claim, header(name))[1]), rel_tol=0.02)
+
+
+CLUSTER_MEMORY = r"""
+import re, sys
+import jax
+from r1jax import sharding
+from r1jax.config.loading import find_config, load_config
+from r1jax.plan import memory
+from test_configs_shipped import CLUSTERS
+
+for name, model in CLUSTERS.items():
+    said, devices = re.search(r"^Memory +([\d.]+) GiB on each of (\d+):", find_config(name).read_text(), re.M).groups()
+    stage = load_config(name)[1]
+    mesh = sharding.make_mesh(stage.mesh, jax.devices()[: int(devices)])
+    table = memory.table(stage, model, mesh, capacity=int(0.92 * 80 * 2**30))
+    print(name, said, table.need / 2**30, table.fits)
+"""
+
+
+def test_the_memory_of_the_configs_for_clusters_is_what_a_dry_run_computes_there():
+    here = Path(__file__).parent
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=64", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
+    command = [sys.executable, "-c", CLUSTER_MEMORY]
+    done = subprocess.run(command, env=env, cwd=here, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, *_ in found] == list(CLUSTERS)
+    for name, said, need, fits in found:
+        assert math.isclose(float(need), float(said), rel_tol=0.02) and fits == "True", name
+
+
+def test_the_students_have_their_published_rates_and_all_else_in_common():
+    """arXiv 2501.12948v2, appendix B.4.3."""
+    rates = {"qwen_1_5b": 1e-4, "qwen_7b": 8e-5, "qwen_14b": 7e-5, "qwen_32b": 6e-5, "llama_8b": 5e-5, "llama_70b": 2e-5}
+    assert {f"distill_{name}" for name in rates} == {name for name, _ in list_configs() if name.startswith("distill")}
+    for name, rate in rates.items():
+        stage = load_config(f"distill_{name}")[1]
+        assert stage.optimizer.lr == rate and math.isclose(stage.optimizer.lr_end, rate / 10)
+        assert (stage.batch, stage.sequence_length, stage.text.template) == (64, 32_768, "r1")
+        assert stage.batch % stage.micro_batch == 0
+
+
+def test_r1_zero_of_qwen_32b_is_as_published():
+    """arXiv 2501.12948v2, appendix B.4.1."""
+    stage = load_config("r1_zero_qwen_32b")[1]
+    assert (stage.optimizer.lr, stage.kl_beta, stage.sampling.temperature, stage.reference_every) == (2e-6, 0.001, 1.0, 400)
+    assert (stage.group, stage.questions, stage.group * stage.questions * stage.minibatches) == (16, 32, 8192)
+    assert stage.sampling.max_new_tokens == 32_768 and load_config("r1_zero_30b_a100")[1].optimizer.lr == 3e-6
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_configs() if name not in ("quickstart", "smollm2_zero")])

@@ -1,7 +1,10 @@
-"""SFT and GRPO give the same numbers on one device, on meshes of eight, and on two processes that share eight."""
+"""SFT and GRPO give the same numbers on one device, on meshes of eight, and on two processes that share eight, one of which
+may be killed on the way."""
 
 import dataclasses
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,14 +23,17 @@ LONG = 600  # seconds; on an idle machine each takes less than 60
 pytestmark = pytest.mark.timeout(2 * LONG)
 
 
-def settings(mesh):
+def settings(mesh, trap=""):
     """Two rounds of one update, so that the second rollout is the updated policy's; importance weights read the sampler."""
-    return tiny.pipeline(mesh=mesh, steps=2, minibatches=1, importance_cap=2.0, export=config.Export(every=1, keep=1))
+    return tiny.pipeline(
+        mesh=mesh, steps=2, minibatches=1, importance_cap=2.0, export=config.Export(every=1, keep=1), trap=trap,
+        checkpoint=config.Checkpoint(every=1),
+    )  # fmt: skip
 
 
-def grpo_from(run, mesh):
+def grpo_from(run, mesh, trap=""):
     """The second stage alone, from what the first one learned in another run."""
-    return dataclasses.replace(settings(mesh).grpo, init=str(run / "sft"))
+    return dataclasses.replace(settings(mesh, trap).grpo, init=str(run / "sft"))
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +48,8 @@ def check_same(run, expected):
     found, wanted = tiny.metrics(run), tiny.metrics(expected)
     assert [row["step"] for row in found] == [1, 2]
     for row, reference in zip(found, wanted, strict=True):
+        if "rollout/reshard_bytes" in row:  # on all devices together: not of how many there are
+            reference["rollout/reshard_bytes"] = row["rollout/reshard_bytes"]
         assert row == pytest.approx(reference, rel=1e-5, abs=1e-5)
     if "reward/total" in found[0]:
         assert tiny.samples(run) == tiny.samples(expected)
@@ -80,37 +88,86 @@ def test_a_mesh_that_splits_sequences_gives_the_numbers_of_one_device(one_device
     check_same(tmp_path / "run", one_device / "grpo")
 
 
-def test_two_processes_give_the_numbers_of_one_device(one_device, tmp_path):
-    """The real command on 2 x 4 devices, started as a launcher does."""
+def shared_config(path, one_device, trap=""):
+    """A config of the stage above, and what a process of 4 devices is started with."""
     here = Path(__file__).parent
-    (tmp_path / "shared.py").write_text(
-        "from pathlib import Path\n\nimport test_devices\n\n\n"
-        f"def config():\n    return test_devices.grpo_from(Path({str(one_device)!r}), test_devices.EVERY_DEVICE)\n"
+    (path / "shared.py").write_text(
+        "from pathlib import Path\n\nimport test_devices\n\n\ndef config():\n"
+        f"    return test_devices.grpo_from(Path({str(one_device)!r}), test_devices.EVERY_DEVICE, {trap!r})\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "R1JAX_"))}
+    return env | {
         "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "R1JAX_COORDINATOR": f"127.0.0.1:{port}",
-        "R1JAX_NUM_PROCESSES": "2",
     }
-    command = [sys.executable, "-m", "r1jax", "train", "shared.py", "--run-dir", "run"]
+
+
+TRAIN = [sys.executable, "-m", "r1jax", "train", "shared.py", "--run-dir", "run"]
+
+
+def test_two_processes_give_the_numbers_of_one_device(one_device, tmp_path):
+    """The tasks of a SLURM step, as srun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = shared_config(tmp_path, one_device) | {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_ID": "7",
+        "JAX_COORDINATOR_PORT": str(port),
+    }
     logs = [open(tmp_path / f"log{i}", "w+") for i in range(2)]  # noqa: SIM115
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=env | {"R1JAX_PROCESS_ID": str(i)}, stdout=log, stderr=log)
-        for i, log in enumerate(logs)
+    tasks = [env | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    parents = [
+        subprocess.Popen(TRAIN, cwd=tmp_path, env=task, stdout=log, stderr=log) for task, log in zip(tasks, logs, strict=True)
     ]
     try:
-        codes = [p.wait(timeout=LONG) for p in processes]
+        codes = [p.wait(timeout=LONG) for p in parents]
     finally:
-        for p in processes:
-            p.kill()
+        for p in parents:
+            p.terminate()
         for log in logs:
             log.close()
     assert codes == [0, 0], "".join((tmp_path / f"log{i}").read_text()[-3000:] for i in range(2))
     check_same(tmp_path / "run", one_device / "grpo")
     shown = [(tmp_path / f"log{i}").read_text() for i in range(2)]
-    assert "step 2/2" in shown[0] and "step 2/2" not in shown[1]
+    assert "step 2/2" in shown[0] and shown[1] == ""
+    assert "run directory: run" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rank", "again"), [("1", "one process"), pytest.param("0", "two processes", marks=pytest.mark.slow)]
+)
+def test_a_killed_process_ends_the_group_with_one_line_and_the_run_goes_on(
+    one_device, tmp_path, monkeypatch, rank, again
+):
+    """In the second round, once both have saved the first. It goes on with as many processes, or in one with all devices."""
+    env = shared_config(tmp_path, one_device, "trap.json")
+    second = next(row["prompt"] for row in tiny.samples(one_device / "grpo") if row["step"] == 2)
+    trap = {"prompt": second, "signal": 9, "rank": rank, "after": "run/checkpoints/1"}
+    (tmp_path / "trap.json").write_text(json.dumps(trap))
+    command = [*TRAIN, "--processes", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LONG)
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("r1jax: ")]
+    assert re.fullmatch(
+        rf"r1jax: error: rank {rank} on {re.escape(socket.gethostname())} in phase \w+ after step 1 was lost: "
+        rf"signal 9 \(SIGKILL\); log run/logs/rank-{rank}.log; all others were ended; --run-dir run goes on from step 1", line,
+    ), line  # fmt: skip
+    states = [json.loads((tmp_path / "run" / "logs" / f"rank-{i}.json").read_text()) for i in range(2)]
+    for state in states:
+        with pytest.raises(ProcessLookupError):
+            os.kill(state["pid"], 0)
+    (tmp_path / "trap.json").unlink()
+    if again == "one process":
+        monkeypatch.chdir(tmp_path)
+        with tiny.quick_to_compile():
+            stage = grpo_from(one_device, EVERY_DEVICE, "trap.json")
+            assert pipeline.train(stage, name="shared", run_dir="run") == 0
+    else:
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LONG)
+        assert done.returncode == 0 and "going on from step 1 of run" in done.stdout, done.stderr
+    check_same(tmp_path / "run", one_device / "grpo")

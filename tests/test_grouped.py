@@ -11,7 +11,7 @@ from random_models import GQA, draw, jit
 
 from r1jax import config, sharding
 from r1jax.models import decoder
-from r1jax.nn import grouped, moe
+from r1jax.nn import expert_parallel, grouped, moe
 from r1jax.plan import memory
 from r1jax.train.update import Trainer
 
@@ -117,15 +117,15 @@ def test_a_token_s_output_does_not_depend_on_the_others():
 
 
 def test_inside_scanned_layers_with_remat_and_on_a_mesh(monkeypatch):
-    """Two scanned layers on one device, where they are grouped, give the gradients of eight devices, where they are not."""
+    """Two scanned layers on one device give the gradients of eight devices, between which their tokens travel."""
     model = dataclasses.replace(GQA, segments=(config.Segment("moe", 2),), remat="layer")
     params = draw(model)
     tokens = np.random.default_rng(1).integers(0, model.vocab_size, (8, 6)).astype(np.int32)
     positions = np.broadcast_to(np.arange(6, dtype=np.int32), tokens.shape)
     traced = []
-    for name in ("experts_dense", "experts_grouped"):
-        form = getattr(moe, name)
-        monkeypatch.setattr(moe, name, lambda *a, form=form, name=name: traced.append(name) or form(*a))
+    for room, name in ((moe, "experts_dense"), (moe, "experts_grouped"), (expert_parallel, "experts_parallel")):
+        form = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *a, form=form, name=name: traced.append(name) or form(*a))
 
     def gradient(sizes):
         mesh = sharding.make_mesh(sizes)
@@ -145,7 +145,7 @@ def test_inside_scanned_layers_with_remat_and_on_a_mesh(monkeypatch):
     assert set(traced) == {"experts_grouped"}
     traced.clear()
     shared = gradient(config.Mesh(expert=4, tensor=2, fsdp=1))
-    assert set(traced) == {"experts_dense"}
+    assert set(traced) == {"experts_parallel"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max() + 1e-6), alone, shared)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from r1jax import doctor
+from r1jax.config import Pipeline
+from r1jax.config.loading import list_configs, load_config
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ("bash", "basename", "cat", "chmod", "cksum", "cp", "dirname", "grep", "mkdir", "tr")
@@ -56,9 +58,9 @@ def launch(machine: Path, script: str, *arguments: str, **env: str):
     return done, log.read_text().splitlines()
 
 
-@pytest.mark.parametrize("script", ["launch/common.sh", "launch/local.sh", "launch/test.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["common.sh", "local.sh", "test.sh", "slurm.sbatch", "tpu_vm.sh", "gke.sh"])
 def test_bash_can_read_it(script):
-    assert subprocess.run(["bash", "-n", ROOT / script], timeout=60).returncode == 0
+    assert subprocess.run(["bash", "-n", ROOT / "launch" / script], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("script", ["local.sh", "test.sh"])
@@ -93,10 +95,26 @@ def test_dry_run_prints_the_commands_and_leaves_no_trace(machine):
 
 def test_configs_with_parquet_rows_get_its_reader(machine):
     shim(machine, "python3", PYTHON)
-    for name in sorted(file.stem for file in (ROOT / "configs").glob("*.py")):
+    for name, _ in list_configs():
         done, _ = launch(machine, "local.sh", "--dry-run", name)
-        of_the_hub = re.search(r'path="[\w-]+/[\w.-]+"', (ROOT / f"configs/{name}.py").read_text())
-        assert ("checkout\\[parquet\\]" in done.stdout) == bool(of_the_hub), name
+        config = load_config(name)[1]
+        stages = config.stages().values() if isinstance(config, Pipeline) else [config]
+        of_the_hub = any(re.fullmatch(r"[\w-]+/[\w.-]+", source.path) for stage in stages for source in stage.sources)
+        assert ("checkout\\[parquet\\]" in done.stdout) == of_the_hub, name
+
+
+def test_a_run_on_gs_gets_what_reads_buckets(machine):
+    shim(machine, "python3", PYTHON)
+    done, _ = launch(machine, "local.sh", "--dry-run", "gsm8k_qwen", "--run-dir", "gs://bucket/run")
+    assert "checkout\\[parquet\\,gs\\]" in done.stdout
+    done, _ = launch(machine, "local.sh", "--dry-run", "quickstart", "--init=gs://bucket/run", R1JAX_EXTRAS="wandb")
+    assert "checkout\\[wandb\\,gs\\]" in done.stdout
+
+
+def test_it_can_install_alone(machine):
+    shim(machine, "python3", PYTHON)
+    done, pip = launch(machine, "local.sh", "--install", "gsm8k_qwen", "--steps", "3")
+    assert (done.returncode, done.stdout) == (0, "") and "checkout[parquet]" in pip[0]
 
 
 def test_the_last_lines_name_the_training_unless_it_failed(machine):

@@ -204,10 +204,17 @@ def test_a_round_costs_its_passes():
         tokens += len(own)
     once = flops.forward_flops(model, tokens, pairs, sum(ANSWERS))
     settings = {"init": "x", "group": 2, "sampling": Sampling(max_new_tokens=8), "engine": Engine(max_prompt_tokens=8)}
-    told = spent.of_round(GRPO(**settings), model, trajectories(PROMPTS, ANSWERS))
-    assert told["score"] == 2 * once and told["update"] == 3 * once
-    assert spent.of_round(GRPO(**settings, kl_beta=0.0, minibatches=1), model, trajectories(PROMPTS, ANSWERS))["score"] == 0
-    apart = spent.of_round(GRPO(**settings, share_prompts=False), model, trajectories(PROMPTS, ANSWERS))["update"]
+
+    def told(fresh: bool = False, **more) -> dict:
+        stage = GRPO(**settings, **{"minibatches": 4, "kl_beta": 0.1, **more})
+        return spent.of_round(stage, model, trajectories(PROMPTS, ANSWERS), fresh_reference=fresh)
+
+    # The first of four updates takes its own log-probs of pi_old; the reference's are another pass unless it is pi_old.
+    assert told()["score"] == 1.75 * once and told()["update"] == 3 * once
+    assert told(fresh=True)["score"] == 0.75 * once
+    assert told(old_logprobs="sampler")["score"] == once and told(old_logprobs="sampler", fresh=True)["score"] == 0.75 * once
+    assert told(kl_beta=0.0)["score"] == 0.75 * once and told(kl_beta=0.0, minibatches=1)["score"] == 0
+    apart = told(share_prompts=False)["update"]
     assert apart == 3 * flops.forward_flops(model, sum(PROMPTS + ANSWERS), sum(
         math.comb(p + a + 1, 2) for p, a in zip(PROMPTS, ANSWERS, strict=True)), sum(ANSWERS))  # fmt: skip
 

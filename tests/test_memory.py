@@ -13,6 +13,7 @@ from rich.console import Console
 
 from r1jax import config, sharding
 from r1jax.plan import memory, shortage
+from r1jax.plan.capacity import host_available
 from r1jax.train.update import Trainer
 
 DENSE = config.Model(vocab_size=256, d_model=64, d_ff=128, segments=(config.Segment("dense", 2),))
@@ -84,6 +85,15 @@ def test_the_cache_by_hand():
     assert memory.table(stage(DENSE), DENSE, one_device()).cache == 2 * 16 * 64 * 2 * 64 * 4
     both = sharding.make_mesh(config.Mesh(fsdp=4, tensor=2))
     assert memory.table(stage(DENSE), DENSE, both).cache == 2 * 16 * 64 * 2 * 64 * 4 // 8
+
+
+def test_a_rollout_beside_the_updates_needs_its_memory_too():
+    alone = memory.table(stage(DENSE, importance_cap=2.0), DENSE, one_device())
+    ahead = memory.table(stage(DENSE, importance_cap=2.0, one_step_off_policy=True), DENSE, one_device())
+    assert ahead.need == alone.resident + alone.gradients + alone.activations + alone.cache + alone.sampling > alone.need
+    by_turns = sharding.make_mesh(config.Mesh(fsdp=8))
+    two = memory.table(stage(DENSE, one_step_off_policy=True, importance_cap=2.0), DENSE, by_turns)
+    assert two.need == memory.table(stage(DENSE, importance_cap=2.0), DENSE, by_turns).need
 
 
 def test_a_stage_that_never_samples_needs_no_sampler():
@@ -166,17 +176,17 @@ def test_the_whole_model_is_counted_without_an_array():
 
 
 def test_free_memory_is_the_container_s_if_that_is_less(tmp_path):
-    assert memory.host_available(tmp_path) is None
+    assert host_available(tmp_path) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 900 kB\nMemAvailable:     500 kB\n")
-    assert memory.host_available(tmp_path) == 500 * 1024
+    assert host_available(tmp_path) == 500 * 1024
     group = tmp_path / "sys/fs/cgroup"
     group.mkdir(parents=True)
     (group / "memory.current").write_text("100\n")
     (group / "memory.max").write_text("max\n")
-    assert memory.host_available(tmp_path) == 500 * 1024
+    assert host_available(tmp_path) == 500 * 1024
     (group / "memory.max").write_text("4100\n")
-    assert memory.host_available(tmp_path) == 4000
+    assert host_available(tmp_path) == 4000
 
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])

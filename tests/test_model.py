@@ -18,7 +18,7 @@ from r1jax.models import decoder, logprobs
 from r1jax.nn import chunked_attention, mla, rope
 from r1jax.nn.attention import Packed
 from r1jax.nn.matmul import project
-from r1jax.plan import memory
+from r1jax.plan import activations
 from r1jax.train import objectives
 from r1jax.types import PackedBatch
 
@@ -175,7 +175,7 @@ def test_recomputing_leaves_the_gradients_and_keeps_less(kernel, monkeypatch):
         return of
 
     def kept(remat):
-        return memory.kept_bytes(lambda params: jax.vjp(loss(remat), params)[1], params)
+        return activations.kept_bytes(lambda params: jax.vjp(loss(remat), params)[1], params)
 
     expected = jit(jax.grad(loss("none")))(params)
     policies = ("none", "dots", "attention", "layer", "offload")
@@ -343,3 +343,28 @@ def test_angles_follow_the_position():
     cos, sin = rope.angles(jnp.array([[0, 3]]), 4, config.Rope(theta=100.0))
     np.testing.assert_allclose(cos[0], np.cos([[0, 0], [3, 0.3]]), rtol=1e-6)
     np.testing.assert_allclose(sin[0], np.sin([[0, 0], [3, 0.3]]), rtol=1e-6)
+
+
+def test_logits_of_activations_in_bfloat16_are_not_rounded():
+    """They reach 100, where bfloat16's steps are 0.5: a sampler's log-probs would not be the trainer's."""
+    rng = np.random.default_rng(5)
+    hidden = jnp.asarray(rng.normal(size=(ROWS, 1, GQA.d_model)), jnp.bfloat16)
+    table = jnp.asarray(rng.normal(size=(GQA.vocab_size, GQA.d_model)) * 16, jnp.bfloat16)
+    exact = np.asarray(hidden, np.float64) @ np.asarray(table, np.float64).T
+    model = dataclasses.replace(GQA, dtype="bfloat16", matmul_dtype="bfloat16", tied=True)
+    found = decoder.logits({"embed": {"table": table}}, hidden, model)
+    assert np.abs(exact).max() > 100 and found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("model", [GQA, MLA], ids=["gqa", "mla"])
+def test_a_cpu_writes_a_token_without_converting_the_cache(model):
+    """XLA:CPU writes into a bfloat16 array by widening all of it and narrowing it again."""
+    model = dataclasses.replace(model, dtype="bfloat16", matmul_dtype="bfloat16")
+    length, spec = 48, parameters.abstract(decoder.read_specs(model))
+    cache = jax.eval_shape(lambda: caches.create(model, ROWS, length))
+    one = jax.ShapeDtypeStruct((ROWS, 1), jnp.int32)
+    step = jax.jit(partial(decoder.forward, model=model), donate_argnames="cache")
+    text = step.lower(spec, one, one, one, cache=cache).compile().as_text()
+    held = {",".join(map(str, shape)) for shape, _ in caches.shapes(model, ROWS, length)}
+    assert all(f"f32[{shape}]" in text and f"bf16[{shape}]" not in text for shape in held)

@@ -13,7 +13,7 @@ import tiny
 from r1jax import config, sharding
 from r1jax.config.train import LARGEST_BETA
 from r1jax.plan import memory
-from r1jax.train.optimizer import decay_mask, optimizer, schedule
+from r1jax.train.optimizer import decay_mask, optimizer, rates_of, schedule
 
 SETTINGS = config.Optimizer(lr=0.01, warmup_steps=3, moments_dtype="bfloat16")
 SHAPES = {"kernel": (7, 5), "norm": (11,)}
@@ -52,8 +52,11 @@ def test_in_float32_it_is_optax_s_adamw():
     theirs = optax.adamw(schedule(settings, 10), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, mask=decay_mask)
     a, b = ours.init(params), theirs.init(params)
     for i in range(3):
+        before = a
         (x, a), (y, b) = ours.update(tree(i), a, params), theirs.update(tree(i), b, params)
         assert jax.tree.structure((x, a)) == jax.tree.structure((y, b))
+        given, _ = ours.update(tree(i), before, params, rates=rates_of(settings, 10, jnp.int32(i)))
+        jax.tree.map(lambda g, y: np.testing.assert_allclose(g, y, rtol=1e-6), given, y)
         jax.tree.map(np.testing.assert_array_equal, (x, a), (y, b))
 
 

@@ -313,3 +313,14 @@ def test_a_program_that_does_not_compile_is_told_with_its_phase():
         phases.open("compile", None, "").__enter__()
         raise RuntimeError
     assert phases.stopped_in == "rollout, compile" and phases.current is None
+
+
+def test_each_change_of_the_innermost_phase_is_told():
+    told = []
+    phases = Phases(told=told.append)
+    with phases.open("rollout", None, ""):
+        with phases.open("compile", None, ""):
+            pass
+        phases.advance(1, 0)
+    phases.open("save", None, "")
+    assert told == ["rollout", "compile", "rollout", "save"]

@@ -56,8 +56,8 @@ def gradient_steps():
 
     @jit
     def step(params, state, grads):
-        clipped, norm = optimizer.clip_by_global_norm(grads, OPTIMIZER.clip_norm)
-        updates, state = tx.update(clipped, state, params)
+        norm, factor = optimizer.global_norm(grads, OPTIMIZER.clip_norm)
+        updates, state = tx.update(optimizer.scaled(grads, factor), state, params)
         return jax.tree.map(jnp.add, params, updates), state, norm
 
     params, state, after = before, tx.init(before), []

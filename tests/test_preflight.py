@@ -71,7 +71,7 @@ def work(pool, answer, *, rows=None, rewards=None, group=4, **settings):
     return SimpleNamespace(
         stage=stage, mixture=Mixture([(source, rows)], 0), template=Template(text, BYTES), tokenizer=BYTES, pool=pool,
         weights={"sums": source.rewards}, sampler=Script(answer), state=SimpleNamespace(params=None), step=0,
-        phase=lambda *_: contextlib.nullcontext(), notes=notes, shown=shown,
+        phase=lambda *_: contextlib.nullcontext(), load_sampler=lambda: None, notes=notes, shown=shown,
         display=SimpleNamespace(note=notes.append, sample=lambda *args: shown.append(args), advance=lambda *_: None),
     )  # fmt: skip
 

@@ -49,11 +49,13 @@ class Runs:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
 
-    def train(self, run: str, *more: str, trap: tuple[str, int] | None = None) -> subprocess.CompletedProcess:
+    def train(
+        self, run: str, *more: str, trap: tuple[str, int] | None = None, config: str = "small.py"
+    ) -> subprocess.CompletedProcess:
         """``trap``: the process gets this signal when it reads the row with this prompt."""
         if trap is not None:
             (self.path / "trap.json").write_text(json.dumps({"prompt": trap[0], "signal": trap[1]}))
-        command = [sys.executable, "-m", "r1jax", "train", "small.py", "--run-dir", run, *more]
+        command = [sys.executable, "-m", "r1jax", "train", config, "--run-dir", run, *more]
         done = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=LONG)
         assert not (self.path / "trap.json").exists()
         return done

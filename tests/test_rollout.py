@@ -14,7 +14,6 @@ import pytest
 from random_models import GQA, MLA, draw, jit
 
 from r1jax import config, sharding
-from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
@@ -364,14 +363,13 @@ SPLIT = config.Mesh(fsdp=2, expert=2, tensor=2)
 )
 def test_no_device_sends_weights_or_cache_for_a_token(model, mesh):
     sampler = Sampler(model, config.Engine(slots=8, max_prompt_tokens=32), sharding.make_mesh(mesh), end_ids=END)
-    params = jax.eval_shape(sampler._weights.take, parameters.abstract(decoder.specs(model)))
     state = jax.eval_shape(partial(sampler._loop.empty, length=32, cap=32))
     more = jax.eval_shape(partial(sampler._loop.block, length=32))
     state = state.replace(cache=caches.grow(state.cache, more))
     lay = partial(jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s))
     with sharding.using(sampler.mesh, sampler.rules):
         lowered = sampler.programs(2).decode.lower(
-            lay(params, sampler._weights.apart), state=lay(state, sampler._layout(2)), steps=np.int32(4), enough=np.int32(8),
+            sampler._weights.abstract(), state=lay(state, sampler._layout(2)), steps=np.int32(4), enough=np.int32(8),
             temperature=np.float32(1), greedy=False, top_p=0.9,
         )  # fmt: skip
     program = lowered.compile({"xla_backend_optimization_level": 0}).as_text()

@@ -157,7 +157,7 @@ def test_experts_are_a_gated_sum_of_swiglus(shared):
         }
     x = rng.standard_normal((2, 3, 4))
 
-    out, routing = moe.moe(jax.tree.map(jnp.float32, params), jnp.float32(x), model)
+    out, routing, _ = moe.moe(jax.tree.map(jnp.float32, params), jnp.float32(x), model)
 
     def swiglu(x, gate, up, down):
         return (x @ gate / (1 + np.exp(-(x @ gate))) * (x @ up)) @ down

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from jax.experimental import multihost_utils
 
-from r1jax import config
+from r1jax import config, processes
 from r1jax.config.base import GuardStop
 from r1jax.data import tokenizer
 from r1jax.eval import answers as asking
@@ -111,7 +110,7 @@ def in_processes(monkeypatch, count, work):
     """What ``work(k)`` returns or raises in each of ``count`` processes, played by threads."""
     me, boards, barrier = threading.local(), [None] * count, threading.Barrier(count, timeout=60)
 
-    def allgather(value):
+    def allgather(name, value):
         boards[me.rank] = np.asarray(value)
         barrier.wait()
         found = np.stack(boards)
@@ -120,7 +119,7 @@ def in_processes(monkeypatch, count, work):
 
     monkeypatch.setattr(jax, "process_count", lambda: count)
     monkeypatch.setattr(jax, "process_index", lambda: me.rank)
-    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    monkeypatch.setattr(processes, "gather", allgather)
     results = [None] * count
 
     def run(rank):
@@ -196,7 +195,7 @@ def test_rewards_that_fail_stop_the_run_with_samples_saved(mine, tmp_path, where
             stage=stage, pool=pool, sampler=Counting(4), tokenizer=BYTES, weights={"s": {reward: 1.0}}, step=6,
             state=SimpleNamespace(params=None), cursor=SimpleNamespace(round=0), samples=samples, held_out=rows,
             run=SimpleNamespace(path=tmp_path), display=SimpleNamespace(advance=lambda *_: None), phase=phase,
-            template=SimpleNamespace(encode=lambda prompt: ([2], "")),
+            load_sampler=lambda: None, template=SimpleNamespace(encode=lambda prompt: ([2], "")),
         )  # fmt: skip
 
         def go():

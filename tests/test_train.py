@@ -295,11 +295,12 @@ def test_the_schedule_by_hand():
 def test_clipping_by_global_norm_by_hand():
     grads = {"a": jnp.array([3.0]), "b": (jnp.array([[4.0]]),)}
     for limit, scale in ((1.0, 0.2), (10.0, 1.0), (0.0, 1.0)):
-        clipped, norm = optimizer.clip_by_global_norm(grads, limit)
+        norm, factor = optimizer.global_norm(grads, limit)
+        clipped = optimizer.scaled(grads, factor)
         assert float(norm) == 5
         assert clipped["a"].tolist() == pytest.approx([3 * scale]) and clipped["b"][0].tolist() == [pytest.approx([4 * scale])]
-    still, norm = optimizer.clip_by_global_norm({"a": jnp.zeros(2)}, 1.0)
-    assert float(norm) == 0 and still["a"].tolist() == [0, 0]
+    norm, factor = optimizer.global_norm({"a": jnp.zeros(2)}, 1.0)
+    assert float(norm) == 0 and optimizer.scaled({"a": jnp.zeros(2)}, factor)["a"].tolist() == [0, 0]
 
 
 # -- A stage

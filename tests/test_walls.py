@@ -11,18 +11,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Room -> what it may import of ours, from the ground floor up. A name allows everything below it; a room may import itself.
-FLOOR_0 = ("config", "rewards", "hub", "types")
-FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora")
+FLOOR_0 = ("config", "rewards", "hub", "mirror", "types", "place", "supervise")
+FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora", "processes")
 FLOOR_4 = (*FLOOR_1, "nn", "losses", "advantages", "data", "models", "rollout", "train", "checkpoint", "convert")
 FLOOR_5 = (*FLOOR_4, "plan", "eval", "bench", "observe", "rundir", "loading", "doctor")
 ROOMS = {
     "config": (),
     "rewards": ("config",),
     "hub": (),
+    "mirror": ("hub",),
     "types": (),
+    "place": ("config",),
+    "supervise": ("place", "mirror"),
     "params": FLOOR_0,
     "sharding": (*FLOOR_0, "params"),  # the rules lay out trees of ParamSpec
     "lora": (*FLOOR_0, "params"),
+    "processes": ("config",),
     "nn": FLOOR_1,
     "losses": ("types",),
     "advantages": ("types",),
@@ -34,7 +38,8 @@ ROOMS = {
     "convert": (*FLOOR_1, "data", "models"),
     "plan": tuple(room for room in FLOOR_4 if room not in ("data", "rewards")),
     "eval": (*FLOOR_4, "loading", "bench.peers", "plan"),  # score compares with peers, and slots must fit
-    "bench": (*FLOOR_4, "loading", "plan.flops", "observe.compiling", "observe.phases"),  # what is needed, and what compiles
+    # What is needed, what an error says of the memory, and what compiles.
+    "bench": (*FLOOR_4, "loading", "plan.flops", "plan.shortage", "observe.compiling", "observe.phases"),
     "observe": FLOOR_0,
     "rundir": FLOOR_0,
     "loading": (*FLOOR_4, "rundir"),  # a run directory is one of the names of a model
@@ -51,6 +56,7 @@ STARTERS = ("stages.pipeline", "stages.bench")  # only these import them
 THIRD_PARTY = {
     "tokamax": ("nn.kernels",),
     "orbax": ("checkpoint",),
+    "etils": ("mirror", "checkpoint", "rundir"),
     "grain": ("data",),
     "optax": ("train",),
     "safetensors": ("convert",),
@@ -65,7 +71,8 @@ THIRD_PARTY = {
     "argparse": ("cli",),
     "jax.distributed": ("cli",),
 }
-WITHOUT_JAX = ("config", "rewards", "hub", "arguments", "cli", "__main__")  # at import; cli imports rooms in functions
+# At import; cli imports rooms in functions.
+WITHOUT_JAX = ("config", "rewards", "hub", "mirror", "place", "supervise", "arguments", "cli", "__main__")
 JAX = ("jax", "jaxlib", "flax", "chex", "optax", "orbax")
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,8 @@ def rows(split: str, count: int = 200, trap: str = "") -> list[dict]:
 
 
 class Trap(list):
-    """Rows that signal the process that reads one. The file ``trap`` holds {"prompt": str, "signal": int}; it goes off once."""
+    """Rows that signal the process that reads one. The file ``trap`` holds {"prompt": str, "signal": int}; it goes off once.
+    With "rank" it is for that process of several alone, and goes off when the file "after" is there."""
 
     def __init__(self, made: list[dict], trap: str):
         super().__init__(made)
@@ -55,7 +57,12 @@ class Trap(list):
     def __getitem__(self, index: int) -> dict:
         row = super().__getitem__(index)
         if self.trap.exists() and (armed := json.loads(self.trap.read_text()))["prompt"] == row["prompt"]:
-            self.trap.unlink()
+            if "rank" not in armed:
+                self.trap.unlink()
+            elif armed["rank"] != os.environ.get("R1JAX_PROCESS_ID"):
+                return row
+            while "after" in armed and not Path(armed["after"]).exists():
+                time.sleep(0.05)
             os.kill(os.getpid(), armed["signal"])
         return row
 

@@ -15,6 +15,7 @@ from r1jax.bench.results import ALL, Limits, Need
 from r1jax.bench.subject import Subject, open_subject
 from r1jax.config.bench import BenchRollout
 from r1jax.plan import flops
+from r1jax.plan.shortage import out_of_memory_is
 from r1jax.rollout import Sampler
 
 
@@ -53,6 +54,7 @@ class Load:
         return needs | {ALL: Need(sum(self.lengths))}
 
 
+@out_of_memory_is("lower --slots, --prompts or --new-tokens, or compute in bfloat16 (--dtype, --matmul-dtype)")
 def rollout(command: BenchRollout) -> int:
     """Measures, and prints the report. Returns the exit code.
 

@@ -17,6 +17,7 @@ from r1jax.config.bench import BenchUpdate
 from r1jax.data.packing import pack_sequences
 from r1jax.losses.sums import denominator
 from r1jax.plan import flops
+from r1jax.plan.shortage import out_of_memory_is
 from r1jax.train.update import Trainer
 
 OPTIMIZER = config.Optimizer(lr=1e-6, warmup_steps=0)
@@ -36,6 +37,7 @@ def stage_of(command: BenchUpdate, model: config.Model) -> config.GRPO:
     )
 
 
+@out_of_memory_is("lower --micro-batch or --sequence-tokens, or --remat, or compute in bfloat16 (--dtype, --matmul-dtype)")
 def update(command: BenchUpdate) -> int:
     """Measures, and prints the report. Returns the exit code.
 

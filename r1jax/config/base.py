@@ -18,6 +18,10 @@ class GuardStop(RuntimeError):
     """A guard stopped the run (no signal, failing rewards, too little memory); the message says which, and what to do."""
 
 
+class ProcessLost(RuntimeError):
+    """A process of several ended, or did not come to where the others waited; the message says which."""
+
+
 def to_json(config: Any) -> Any:
     """A config as JSON values: dataclasses become objects, tuples become lists."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

@@ -23,7 +23,7 @@ class Train:
     config: str
     """Name of a shipped config (``r1jax configs``) or path of a .py file."""
     run_dir: str | None = None
-    """Where to write. A directory that holds a run is resumed; None makes runs/CONFIG-DATE-TIME."""
+    """Where to write, also gs://BUCKET/RUN. A directory that holds a run is resumed; None makes runs/CONFIG-DATE-TIME."""
     dry_run: bool = False
     """Validate, show what would become of each stage, the memory table, one batch as text and the rewards of a gold answer, and
     stop."""
@@ -31,6 +31,20 @@ class Train:
     """Of a pipeline: begin with this stage, and run it anew if it was finished. The stages before it are used as they are."""
     until: str | None = None
     """Of a pipeline: end with this stage."""
+    processes: int = 0
+    """So many processes on this machine, which share its GPUs; 0 and 1: one, on all of them. What the others print is in
+    RUN/logs. In a SLURM step every task is found to be one of several by itself."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 can be reached: this command then starts one of several processes. ``auto``: jax asks the
+    cluster (a TPU pod, MPI, Kubernetes) for this and the next two."""
+    process_count: int | None = None
+    """With ``coordinator``: processes in all."""
+    process_id: int | None = None
+    """With ``coordinator``: which of them this is, from 0."""
+
+    def __post_init__(self):
+        if self.processes < 0:
+            raise ConfigError(f"--processes is {self.processes}; it must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +67,18 @@ class Computing(OfModel):
     mesh: Mesh = field(default_factory=Mesh)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a sampler holds its weights and how many tokens a step of it may append; see ``config.Engine``."""
+
+    weights: Literal["same", "int8", "fp8"] = "same"
+    """How the layers' kernels are held: ``same`` is the type of the products; int8 and fp8 (E4M3) take half of bfloat16's bytes
+    once they are loaded, and answers are then of a model that is not quite the same."""
+    speculative: bool = False
+    """A multi-token-prediction module, where the model has one, drafts a token for each step to check: fewer steps, and tokens
+    with the probabilities that they have without, though others are drawn."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answering(Computing):
     """What every command that samples asks for."""
@@ -69,6 +95,7 @@ class Answering(Computing):
     seed: int = 0
     slots: int | None = None
     """Answers sampled together, of which chat has one. None is 64, or as many as fit the memory that is free."""
+    engine: Reading = field(default_factory=Reading)
 
     def __post_init__(self):
         _ = self.sampling

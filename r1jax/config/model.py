@@ -140,8 +140,21 @@ class Model:
     but products with weights, which is nearly free; ``attention``, all but a layer's input and its attention's output, for long
     rows; ``layer``, all but a layer's input, which costs a forward pass; ``offload``, as ``layer``, with these inputs in the
     host's memory until they are needed, for more layers or tokens than then still fit."""
+    capacity_factor: float | None = None
+    """Where experts lie over several devices (``mesh.expert``): room for the tokens that go from a device to another, and for
+    the choices that a device's experts work on, as a multiple of what they are when loads are even. A choice that finds no room
+    is dropped, and counted in ``expert/dropped``. None drops nothing: there is room for all tokens on one device."""
+    overlap: Literal[1, 2] = 1
+    """2 takes the rows of a micro-batch through each layer in two halves that do not wait for each other: while the tokens of
+    one half travel to their experts and back (``mesh.expert``), the other computes. The values are the same. Training and
+    scoring only."""
 
     def __post_init__(self):
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
+            raise ConfigError(
+                f"model.capacity_factor is {self.capacity_factor}; it must be above 0 (1.25 is room for a quarter more than "
+                "even loads need), or None to drop nothing"
+            )
         uses_moe = self.mtp_depth > 0 and self.moe is not None or any(s.ff == "moe" for s in self.segments)
         if uses_moe and self.moe is None:
             raise ConfigError("model.segments has a 'moe' segment, but model.moe is None; set model.moe")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from r1jax.config.base import ConfigError
+from r1jax.config.mesh import Mesh
 from r1jax.config.model import Model
 
 
@@ -52,6 +53,11 @@ class Engine:
     a factor per output, fp8 (E4M3) one per 128 x 128 as V3's released weights; embedding, output head, router and norms stay.
     Activations do too, except for fp8 weights under ``matmul_dtype`` fp8. The policy that samples is then not quite the one
     that learns: ``sampler/logprob_diff_mean`` tells by how much, and ``importance_cap`` corrects for it."""
+    devices: int = 0
+    """So many of the devices, the last ones, only sample, and the others only train; in one process. 0: all do both in turn."""
+    mesh: Mesh = field(default_factory=Mesh)
+    """How the devices that sample lie along the mesh axes, of which ``expert`` and ``tensor`` split the weights and the others
+    rows alone. At its default, without ``devices``, it is the stage's ``mesh``."""
     speculative: bool = False
     """The model's multi-token-prediction module drafts a token, and a step that checks it appends one token or two (V3, section
     5.4.3). Exact: tokens come with the probabilities they have without, though others are drawn."""
@@ -59,6 +65,8 @@ class Engine:
     def __post_init__(self):
         if self.slots < 1 or self.max_prompt_tokens < 1 or self.chunk < 1:
             raise ConfigError("engine.slots, engine.max_prompt_tokens and engine.chunk must be at least 1")
+        if self.devices < 0:
+            raise ConfigError(f"engine.devices is {self.devices}; it must be 0 or more")
         if len(self.buckets) > 6 or list(self.buckets) != sorted(set(self.buckets)):
             raise ConfigError(f"engine.buckets is {self.buckets}; give at most 6 lengths in rising order")
 

@@ -45,6 +45,11 @@ class Stage:
     """How packed rows attend; None keeps the model's choice."""
     remat: Remat | None = None
     """What the backward pass computes again; None keeps the model's choice."""
+    capacity_factor: float | None = None
+    """Room for the tokens that travel to experts on other devices; see ``Model.capacity_factor``. None keeps the model's, which
+    drops nothing unless it says so."""
+    overlap: Literal[1, 2] | None = None
+    """Halves of a micro-batch that a layer computes side by side; see ``Model.overlap``. None keeps the model's choice."""
     offload: tuple[Literal["optimizer", "reference"], ...] = ()
     """What rests in the host's memory and comes to the device when it is used: the ``optimizer``'s moments and float32 weights
     (a layer at a time), the ``reference`` (while it scores). Values do not depend on it. Safe to change on resume."""
@@ -150,12 +155,23 @@ class GRPO(Stage):
     advantage_std: bool = True
     """Divide by the group's sample standard deviation (ddof 1, as TRL and verl; unpublished for R1); Dr. GRPO does not."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
-    """Whose log-probs of the sampled tokens stand for pi_old; ``trainer`` computes them once per round."""
+    """Whose log-probs of the sampled tokens stand for pi_old. ``trainer`` computes them once per round, by the weights at its
+    beginning. Where others sampled, the policy is still clipped against these, and ``importance_cap`` corrects for the rest
+    (decoupled PPO: arXiv 2110.00641; so AReaL, arXiv 2505.24298). ``sampler`` takes what was recorded with each token."""
     importance_cap: float = 0.0
-    """Weights tokens by min(pi_old / pi_sampler, cap) (truncated importance sampling); 0 switches it off."""
+    """Weights tokens by min(pi_old / pi_sampler, cap) (truncated importance sampling); 0 switches it off. pi_sampler is of the
+    weights that sampled the token."""
     dynamic_sampling: int = 0
     """Replace groups whose answers all earn the same by answers to the next questions, at most so many times a round (after
     DAPO, arXiv 2503.14476, section 3.2); those that are left then count as they are. 0 never does, as R1."""
+    one_step_off_policy: bool = False
+    """Sample the next round's answers with the weights from before this round's updates, so that sampling and updates need not
+    wait for each other (arXiv 2410.18252; so verl's ``one_step_off_policy``). The first round of a run, and what
+    ``dynamic_sampling`` asks for, come from the newest weights."""
+    partial_rollouts: float = 0.0
+    """Ask so many more questions than a round needs, as a share of these, and end the sampling once enough groups are whole;
+    the other answers keep their tokens and go on in the next round, under its weights (APRIL, arXiv 2509.18521; Kimi k1.5,
+    arXiv 2501.12599, section 2.6.2). 0 waits for all answers, as R1. An answer keeps the cap of the step at which it began."""
     length_schedule: tuple[tuple[int, int], ...] = ()
     """(step, cap) pairs: from that step on, answers may have ``cap`` tokens (R1-Zero: 32768, then 65536 from step 8200)."""
     routing_replay: bool = False
@@ -183,6 +199,14 @@ class GRPO(Stage):
             raise ConfigError("clip_low, clip_high, kl_beta and importance_cap must be >= 0")
         if min(self.reference_every, self.dynamic_sampling) < 0:
             raise ConfigError("reference_every and dynamic_sampling must be >= 0")
+        if self.partial_rollouts < 0:
+            raise ConfigError(f"partial_rollouts is {self.partial_rollouts}; it must be >= 0 (0 waits for all answers)")
+        if self.off_policy and self.old_logprobs == "trainer" and not self.importance_cap:
+            name = "one_step_off_policy" if self.one_step_off_policy else "partial_rollouts"
+            raise ConfigError(
+                f"{name} learns from answers of older weights, and importance_cap is 0: set importance_cap (2) to weigh their "
+                "tokens by pi_old / pi_sampler, or old_logprobs to 'sampler', which clips against the weights that sampled"
+            )
         if self.sampling.temperature <= 0:
             raise ConfigError("sampling.temperature is 0: every answer of a group would be the same; use 1")
         rising = list(self.length_schedule) == sorted(self.length_schedule)
@@ -195,6 +219,11 @@ class GRPO(Stage):
                 f"a prompt of {self.engine.max_prompt_tokens} tokens (engine.max_prompt_tokens) and an answer of "
                 f"{self.max_cap} do not fit a packed row; set sequence_length to at least {need}"
             )
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether answers may come from weights before the round's."""
+        return self.one_step_off_policy or self.partial_rollouts > 0
 
     @property
     def max_cap(self) -> int:

@@ -20,10 +20,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax import config, lora
+from r1jax import config, lora, processes
 from r1jax.config import ConfigError
 from r1jax.convert import fp8, hf_config, names
 from r1jax.convert.hf import scales_of
@@ -272,7 +271,7 @@ def _write_together(
             error = failed
     for _, entry in todo:
         gather(params, entry)
-    if multihost_utils.process_allgather(np.array(error is not None)).any():
+    if processes.any_of("exported", error is not None):
         raise error or ConfigError(f"process 0 cannot write {out}; it says why")
 
 

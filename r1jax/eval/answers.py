@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from r1jax import config
+from r1jax import config, processes
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.rewards import Item, Pool, Score, total
@@ -157,42 +156,38 @@ class Scoring:
         Raises:
           ValueError: the answers of this process, or of another one, could not be scored; in all processes.
         """
-        processes, mine, failure = jax.process_count(), [], None
+        count, mine, failure = jax.process_count(), [], None
         try:
             mine = [scores for part in self._parts for scores in part.result()]
         except Exception as e:
-            if processes == 1:
+            if count == 1:
                 raise
             failure = f"{type(e).__name__}: {e}"
-        if processes == 1:
+        if count == 1:
             return self._ordered(mine)
         packed = [{name: [s.value, s.status, s.why] for name, s in scores.items()} for scores in mine]
-        parts = _gather({"failure": failure, "scores": packed})
+        parts = _gather("scores", {"failure": failure, "scores": packed})
         for process, part in enumerate(parts):
             if part["failure"] is not None:
                 raise ValueError(f"process {process} could not score its answers: {part['failure']}")
         unpacked = [[{n: Score(*v) for n, v in scores.items()} for scores in part["scores"]] for part in parts]
-        return self._ordered([unpacked[i % processes][i // processes] for i in range(len(self._rows))])
+        return self._ordered([unpacked[i % count][i // count] for i in range(len(self._rows))])
 
     def _ordered(self, scores: list[dict[str, Score]]) -> list[dict[str, Score]]:
         return [scores[i] for i in np.argsort(self._rows)]
 
 
-def from_first(value: Any) -> Any:
-    """Process 0's JSON value, in every process."""
-    return from_all(value)[0]
+def from_first(name: str, value: Any, seconds: float = processes.PATIENCE) -> Any:
+    """Process 0's JSON value, in every process. ``name`` and ``seconds`` are those of ``processes.meet``."""
+    return json.loads(json.dumps(value)) if jax.process_count() == 1 else _gather(name, value, seconds)[0]
 
 
-def from_all(value: Any) -> list[Any]:
-    """Every process's JSON value, in every process."""
-    return [json.loads(json.dumps(value))] if jax.process_count() == 1 else _gather(value)
-
-
-def _gather(value: Any) -> list[Any]:
+def _gather(name: str, value: Any, seconds: float = processes.PATIENCE) -> list[Any]:
     """Every process's JSON value."""
     packed = json.dumps(value).encode()
-    length = int(multihost_utils.process_allgather(np.array(len(packed))).max())
-    gathered = multihost_utils.process_allgather(np.frombuffer(packed.ljust(length), np.uint8))
+    length = int(processes.gather(f"length of {name}", np.array(len(packed)), seconds).max())
+    length = 1 << length.bit_length()  # a program for each length is compiled
+    gathered = processes.gather(name, np.frombuffer(packed.ljust(length), np.uint8))
     return [json.loads(bytes(part)) for part in gathered]
 
 

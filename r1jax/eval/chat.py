@@ -14,7 +14,8 @@ from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
 from r1jax.eval.generate import say, stream, write
-from r1jax.eval.loaded import SMALLER, find_template, load_sampler, open_model, out_of_memory_is
+from r1jax.eval.loaded import SMALLER, find_template, load_sampler, open_model
+from r1jax.plan.shortage import out_of_memory_is
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, GOING
 

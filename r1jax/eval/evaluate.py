@@ -20,7 +20,8 @@ from r1jax.config import commands
 from r1jax.data import known, output, sources
 from r1jax.eval import answers as asking
 from r1jax.eval.estimators import cons_at_k, interval, pass_at_k
-from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model, out_of_memory_is
+from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model
+from r1jax.plan.shortage import out_of_memory_is
 from r1jax.rewards import Pool
 from r1jax.rewards.extract import final_answer
 

@@ -15,7 +15,8 @@ from r1jax.config import ConfigError, commands
 from r1jax.data import jsonl, output, sources
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
-from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model, out_of_memory_is, speed
+from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model, speed
+from r1jax.plan.shortage import out_of_memory_is
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, Trajectories
 

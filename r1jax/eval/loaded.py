@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 
@@ -13,7 +12,8 @@ from r1jax.config import commands
 from r1jax.data.template import Template
 from r1jax.eval.answers import Question
 from r1jax.loading import Opened
-from r1jax.plan import memory, shortage
+from r1jax.models import decoder
+from r1jax.plan import memory
 from r1jax.rollout import Sampler
 
 SLOTS = 64  # rows decoded together at most, if --slots does not say
@@ -53,13 +53,19 @@ def load_sampler(opened: Opened, engine: config.Engine, args: commands.Answering
     """A sampler with the model's weights; fewer slots than ``engine`` has where these do not fit and were not asked for.
 
     Raises:
-      ConfigError: not even one slot fits.
+      ConfigError: not even one slot fits, or drafts are asked for and the model has no module that makes them.
     """
     tokenizer, mesh = opened.tokenizer, sharding.make_mesh(args.mesh)
+    engine = dataclasses.replace(engine, weights=args.engine.weights, speculative=args.engine.speculative)
+    engine.check(opened.model)
     if args.slots is None:
         engine = fit(engine, opened.model, mesh, args.max_new_tokens)
     sampler = Sampler(opened.model, engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=args.seed)
-    sampler.load(opened.load(sampler.specs, sampler.shardings), copy=False)
+    if engine.weights == "same":
+        sampler.load(opened.load(sampler.specs, sampler.shardings), copy=False)
+    else:  # rounded once, from what a trainer would hold
+        specs = decoder.specs(opened.model)
+        sampler.load(opened.load(specs, sharding.param_shardings(specs, mesh, sampler.rules)))
     return sampler
 
 
@@ -80,17 +86,6 @@ def fit(engine: config.Engine, model: config.Model, mesh: jax.sharding.Mesh, cap
             )
         engine = dataclasses.replace(engine, slots=engine.slots // 2)
     return engine
-
-
-@contextlib.contextmanager
-def out_of_memory_is(change: str) -> Iterator[None]:
-    """An out-of-memory error in the block, or in the function that this decorates, becomes one line that ends in ``change``."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if not shortage.is_out_of_memory(error):
-            raise
-        raise config.ConfigError(f"out of memory{shortage.wanted(error)}; {change}") from error
 
 
 def speed(tokens: int, seconds: float) -> str:

@@ -14,7 +14,8 @@ from r1jax.data.build import as_json
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers
 from r1jax.eval.evaluate import is_right
-from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model, out_of_memory_is
+from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model
+from r1jax.plan.shortage import out_of_memory_is
 from r1jax.rewards import Pool
 
 TOGETHER = 256

@@ -15,9 +15,10 @@ from r1jax.bench import peers
 from r1jax.config import ConfigError, commands
 from r1jax.data import jsonl, output
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.eval.loaded import SMALLER, open_model, out_of_memory_is
+from r1jax.eval.loaded import SMALLER, open_model
 from r1jax.models import decoder
 from r1jax.models.logprobs import token_logprobs
+from r1jax.plan.shortage import out_of_memory_is
 
 PADDING = -1
 PASS_TOKENS = 8192  # tokens in one forward pass, padding included, unless a row alone has more

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from r1jax import config
 from r1jax.nn import gqa, mla
-from r1jax.sharding import constrain
+from r1jax.sharding import constrain, platform
 
 Layer = tuple[tuple[jax.Array, ...], ...]
 Cache = tuple[Layer, ...]
@@ -29,14 +29,19 @@ def shapes(model: config.Model, rows: int, length: int) -> tuple[tuple[tuple[int
     return _room(model).cache_shapes(model, rows, length)
 
 
+def dtype(model: config.Model) -> jnp.dtype:
+    """Of what is held: the activations', but float32 on a CPU, where XLA widens a whole bfloat16 array to write a token."""
+    return jnp.dtype("float32" if platform() == "cpu" else model.dtype)
+
+
 def create(model: config.Model, rows: int, length: int, *, mtp: bool = False) -> Cache:
-    """A cache of one empty block for ``rows`` rows, in the model's activation type; inside jit, born where it belongs.
+    """A cache of one empty block for ``rows`` rows, in ``dtype(model)``; inside jit, born where it belongs.
 
     Args:
       mtp: one layer more, the last, for the multi-token-prediction module.
     """
     return tuple(
-        (tuple(constrain(jnp.zeros(shape, model.dtype), *axes) for shape, axes in shapes(model, rows, length)),)
+        (tuple(constrain(jnp.zeros(shape, dtype(model)), *axes) for shape, axes in shapes(model, rows, length)),)
         for _ in range(model.n_layers + mtp)
     )
 
@@ -83,7 +88,11 @@ def place(cache: Cache, fresh: Cache, model: config.Model, owner: jax.Array, tak
     return tuple(blocks(layer, new) for layer, new in zip(cache, fresh, strict=True))
 
 
-def per_token(model: config.Model, *, mtp: bool = False) -> int:
-    """Bytes that a token takes in all layers."""
+def per_token(model: config.Model, *, mtp: bool = False, dtype: jnp.dtype | None = None) -> int:
+    """Bytes that a token takes in all layers.
+
+    Args:
+      dtype: what it is held in; None is the activations' type.
+    """
     layers = model.n_layers + mtp
-    return sum(math.prod(shape) for shape, _ in shapes(model, 1, 1)) * jnp.dtype(model.dtype).itemsize * layers
+    return sum(math.prod(shape) for shape, _ in shapes(model, 1, 1)) * jnp.dtype(dtype or model.dtype).itemsize * layers

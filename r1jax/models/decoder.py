@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from r1jax import config
+from r1jax.models import halves
 from r1jax.nn import gqa, mla, norms, rope
 from r1jax.nn import mlp as dense
 from r1jax.nn import moe as sparse
@@ -37,6 +38,8 @@ class Aux(NamedTuple):
     """float32[]: V3's sequence-wise balance loss, summed over sequences and MoE layers; divide by both."""
     disagreement: tuple[jax.Array | None, ...]
     """float32[L, 2]: replayed choices that the layer would not have made by itself, and all of them; None without replay."""
+    dropped: tuple[jax.Array | None, ...]
+    """float32[L]: choices of an expert for which it had no room, see ``config.Model.capacity_factor``."""
 
 
 def layer_specs(model: config.Model, ff: str) -> dict:
@@ -91,8 +94,10 @@ def recomputed(layer: Callable, remat: config.model.Remat) -> Callable:
 
 def embed(params, tokens: jax.Array, model: config.Model) -> jax.Array:
     """int32[B, T] -> [B, T, D]. A product with a one-hot row, so rounded as an operand: a sampler that holds its kernels in
-    ``head_dtype`` then sees what the trainer sees."""
-    return jnp.take(params["embed"]["table"], tokens, axis=0).astype(model.head_dtype).astype(model.dtype)
+    ``head_dtype`` then sees what the trainer sees. Where its channels are split the table is gathered: else the gradients of
+    all tokens would be."""
+    table = constrain(params["embed"]["table"], "vocab", None)
+    return jnp.take(table, tokens, axis=0).astype(model.head_dtype).astype(model.dtype)
 
 
 def head_kernel(params) -> jax.Array:
@@ -103,7 +108,7 @@ def head_kernel(params) -> jax.Array:
 def logits(params, hidden: jax.Array, model: config.Model) -> jax.Array:
     """float32[..., V] of hidden[..., D]: for a token or a few, never for a training batch."""
     kernel = params["head"]["kernel"] if "head" in params else Turned(params["embed"]["table"])
-    return project(hidden, kernel, model.head_dtype).astype(jnp.float32)
+    return project(hidden.astype(jnp.float32), kernel, model.head_dtype)  # as logprobs.py does: no logit is rounded
 
 
 def read_specs(model: config.Model, weights: Literal["same", "int8", "fp8"] = "same") -> dict:
@@ -138,8 +143,9 @@ def unstack(params) -> dict:
 
 
 def forward(
-    params, tokens, positions, segments, *, model: config.Model, prefix=None, cache=None, keep=False, routes=None, absorbed=None
-) -> tuple[jax.Array, Aux, Any]:
+    params, tokens, positions, segments, *, model: config.Model, prefix=None, cache=None, keep=False, routes=None,
+    absorbed=None, angles=None
+) -> tuple[jax.Array, Aux, Any]:  # fmt: skip
     """Hidden states after the last norm.
 
     Args:
@@ -154,41 +160,59 @@ def forward(
       keep: return the keys of these tokens as a cache of one block of T positions.
       routes: None, or ``Aux.routes`` of an earlier call to choose the same experts again; see also ``split_routes``.
       absorbed: path of latent attention (see ``nn.mla``); None lets it choose.
+      angles: of every place, as ``angles_of`` makes them; None makes those of ``positions``.
 
     Returns:
       (hidden [B, T, D], Aux, cache).
     """
-    angles = rope.angles(positions, _rotary_dim(model), model.rope)
-    packed = Packed(segments, prefix)
+    angles = _angles(positions, angles, model)
     x = constrain(embed(params, tokens, model), "batch", "sequence", None)
-    apply = partial(
-        _layer, angles=angles, packed=packed, positions=positions, segments=segments, model=model, absorbed=absorbed
-    )
+    rows = {"angles": angles, "packed": Packed(segments, prefix), "positions": positions, "segments": segments}
+    parts, xs = [rows], (x,)
+    if overlapped := model.overlap == 2 and cache is None and not keep and halves.divides(tokens.shape[0]):
+        parts, xs = halves.split_tree(rows), halves.split_tree(x)
+    apply = partial(_layers, parts=parts, model=model, absorbed=absorbed)
     if cache is not None or keep:
         params = unstack(params)
-    balance, loads, chosen, apart, kept = jnp.zeros((), jnp.float32), [], [], [], []
+    balance, loads, chosen, apart, lost, kept = jnp.zeros((), jnp.float32), [], [], [], [], []
     for i, segment in enumerate(model.segments):
         layer = partial(apply, ff=segment.ff)
-        stacked, replayed = params["segments"][i], None if routes is None else routes[i]
+        stacked, replayed = params["segments"][i], (None,) if routes is None else (routes[i],)
+        if overlapped:
+            replayed = (None, None) if replayed[0] is None else tuple(halves.split(replayed[0], 1))
         if isinstance(stacked, tuple):
             said = []
             for j, own in enumerate(stacked):
-                one = None if replayed is None else replayed[j]
+                one = tuple(None if r is None else r[j] for r in replayed)
                 held = None if cache is None else cache[len(kept)]
-                (x, balance), (*told, held) = layer((x, balance), (own, one), cache=held, keep=keep)
+                (xs, balance), (*told, held) = layer((xs, balance), (own, one), cache=held, keep=keep)
                 said.append(told)
                 kept.append(held)
-            load, experts, differ = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
+            load, experts, differ, dropped = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
         else:
-            (x, balance), (load, experts, differ, _) = jax.lax.scan(
-                recomputed(layer, model.remat), (x, balance), (stacked, replayed), unroll=_in_a_row(model)
+            (xs, balance), (load, experts, differ, dropped, _) = jax.lax.scan(
+                recomputed(layer, model.remat), (xs, balance), (stacked, replayed), unroll=_in_a_row(model)
             )
         loads.append(load)
         chosen.append(experts)
         apart.append(differ)
+        lost.append(dropped)
+    x = halves.join(xs) if overlapped else xs[0]
     hidden = norms.rms_norm(x, params["final_norm"]["scale"], model.norm_eps)
-    aux = Aux(tuple(loads), tuple(chosen), balance, tuple(apart))
+    aux = Aux(tuple(loads), tuple(chosen), balance, tuple(apart), tuple(lost))
     return hidden, aux, tuple(kept) if cache is not None or keep else None
+
+
+def angles_of(places: int, model: config.Model) -> tuple[jax.Array, jax.Array]:
+    """Rotary (cos, sin) of the positions below ``places``, float32[places, dim / 2] each, for a loop to make once. Made in the
+    loop, XLA:CPU takes sines and cosines anew in every layer and for every head."""
+    return rope.angles(jnp.arange(places), _rotary_dim(model), model.rope)
+
+
+def _angles(positions: jax.Array, table: tuple[jax.Array, jax.Array] | None, model: config.Model):
+    if table is None:
+        return rope.angles(positions, _rotary_dim(model), model.rope)
+    return tuple(jnp.take(x, positions, axis=0, mode="clip") for x in table)
 
 
 def join_routes(routes: tuple[jax.Array | None, ...], model: config.Model) -> jax.Array:
@@ -229,7 +253,7 @@ def mtp(params, hidden, tokens, positions, segments, *, model: config.Model, pre
 
 
 def look_ahead(
-    params, hidden, following, positions, segments, *, model: config.Model, packed=None, cache=None, keep=False
+    params, hidden, following, positions, segments, *, model: config.Model, packed=None, cache=None, keep=False, angles=None
 ) -> tuple[jax.Array, Aux, Any]:
     """Multi-token prediction (V3, eq. 21-23): hidden states that predict, at t, the token t + 2.
 
@@ -243,6 +267,7 @@ def look_ahead(
       segments: int32[B, T]; 0 counts in no expert's load.
       packed: which sequence each token is of, an ``nn.attention.Packed``; read without a cache.
       cache, keep: as for ``forward``, of this one layer: an entry of a ``models.cache``.
+      angles: as for ``forward``.
 
     Returns:
       ([B, T, D], Aux of the one layer, its cache).
@@ -256,10 +281,10 @@ def look_ahead(
         axis=-1,
     )
     x = project(x, m["merge"], model.head_dtype)  # not in FP8 in the released weights either
-    (x, balance), (load, experts, _, cache) = _layer(
+    (x, balance), (load, experts, _, dropped, cache) = _layer(
         (x, jnp.zeros((), jnp.float32)),
         (m["layer"], None),
-        angles=rope.angles(positions, _rotary_dim(model), model.rope),
+        angles=_angles(positions, angles, model),
         packed=packed,
         positions=positions,
         segments=segments,
@@ -270,7 +295,7 @@ def look_ahead(
         keep=keep,
     )
     hidden = norms.rms_norm(x, m["final_norm"]["scale"], model.norm_eps)
-    return hidden, Aux((load,), (experts,), balance, (None,)), cache
+    return hidden, Aux((load,), (experts,), balance, (None,), (dropped,)), cache
 
 
 def _in_a_row(model: config.Model) -> bool:
@@ -285,6 +310,21 @@ def _attention(model: config.Model):
 
 def _rotary_dim(model: config.Model) -> int:
     return model.attention.rope_dim if model.attention.kind == "mla" else model.attention.head_dim
+
+
+def _layers(carry, inputs, *, parts, **options):
+    """``_layer`` for each part of the rows, one or two halves, and what it says of them together."""
+    (xs, balance), (params, routes) = carry, inputs
+    out, said = [], []
+    for x, rows, replayed in zip(xs, parts, routes, strict=True):
+        (x, balance), told = _layer((x, balance), (params, replayed), **rows, **options)
+        out.append(x)
+        said.append(told)
+    if len(said) == 1:
+        return (tuple(out), balance), said[0]
+    load, experts, differ, dropped, _ = zip(*said, strict=True)
+    load, differ, dropped = (None if a is None else a + b for a, b in (load, differ, dropped))
+    return (tuple(out), balance), (load, None if experts[0] is None else halves.join(experts), differ, dropped, None)
 
 
 def _layer(
@@ -302,9 +342,10 @@ def _layer(
     x = constrain(x + y, "batch", "sequence", None)
     y = norms.rms_norm(x, params["ff_norm"]["scale"], model.norm_eps)
     if ff == "dense":
-        return (constrain(x + dense.mlp(params["ff"], y, model), "batch", "sequence", None), balance), (None, None, None, cache)
-    y, routing = sparse.moe(params["ff"], y, model, routes)
+        x = constrain(x + dense.mlp(params["ff"], y, model), "batch", "sequence", None)
+        return (x, balance), (None, None, None, None, cache)
+    y, routing, dropped = sparse.moe(params["ff"], y, model, routes)
     balance = balance + sparse.balance_loss(routing, segments, model.moe.top_k)
     differ = None if routes is None else sparse.disagreement(params["ff"], routing, routes, model.moe)
     x = constrain(x + y, "batch", "sequence", None)
-    return (x, balance), (sparse.load(routing, segments > 0), routing.experts, differ, cache)
+    return (x, balance), (sparse.load(routing, segments > 0), routing.experts, differ, dropped, cache)

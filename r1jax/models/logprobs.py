@@ -119,6 +119,12 @@ def _logits(hidden, kernel, start, temperature, dtype):
     return jnp.where(entries >= start, logits, -1e30) if vocab % size else logits, entries, part
 
 
+def _rows(x):
+    """Over two axes: what is summed over one, XLA:CPU multiplies as float32 where it is bfloat16. Rows of [B, T, N] stay split
+    over devices as they are."""
+    return x if x.ndim == 3 else x.reshape(1 + (len(x) % 2 == 0), -1, x.shape[-1])
+
+
 def _chunks(kernel):
     return jnp.arange(0, kernel.shape[1], chunk_size(kernel.shape[1]))
 
@@ -146,7 +152,7 @@ def _gradients(hidden, kernel, known, d_kernel, temperature, dtype):
     """(float32[..., D] of ``hidden``, ``d_kernel`` plus that of the kernel). ``known`` is targets, entropy, log Z and the two
     cotangents, each [...]."""
     targets, entropy, log_z, g_value, g_entropy = (x[..., None] for x in known)
-    leading, last = range(hidden.ndim - 1), (hidden.ndim - 1,)
+    last = (hidden.ndim - 1,)
 
     def step(carry, start):
         d_hidden, d_kernel = carry
@@ -155,7 +161,7 @@ def _gradients(hidden, kernel, known, d_kernel, temperature, dtype):
         mine = (targets == entries) & (entries >= start)
         d = (jnp.where(mine, g_value, 0) - jnp.exp(log_p) * (g_value + g_entropy * (log_p + entropy))) / temperature
         before = jax.lax.dynamic_slice_in_dim(d_kernel, entries[0], entries.size, axis=1)
-        after = before + dot(hidden, d, dtype, leading, leading)
+        after = before + dot(_rows(hidden), _rows(d), dtype, (0, 1), (0, 1))
         d_kernel = jax.lax.dynamic_update_slice_in_dim(d_kernel, after, entries[0], axis=1)
         return (d_hidden + dot(d, part, dtype, last, (1,)), d_kernel), None
 

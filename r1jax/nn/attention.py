@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from r1jax.nn import fused_attention
+from r1jax.nn import context_parallel, fused_attention
 from r1jax.nn.chunked_attention import Seen, chunked
-from r1jax.nn.matmul import einsum
-from r1jax.sharding import on_each_device, platform, ways
+from r1jax.nn.matmul import beside, einsum
+from r1jax.sharding import platform, ways
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) stays finite instead of nan
 LONG = 128  # tokens of a row above which the chunked form is faster, if there is no kernel
@@ -49,7 +50,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, packed: Packed, *, scale: f
       k: [B, T, KV, H]; N / KV heads of the queries share one.
       v: [B, T, KV, Hv].
       scale: multiplies the scores.
-      dtype: operand type of the model's products: float32 asks for the highest precision here too.
+      dtype: operand type of the model's products. Where it is bfloat16 or FP8, these have bfloat16 operands and float32 sums;
+        float32 leaves the types as they are and asks for the highest precision.
       kernel: ``config.Model.attention_kernel``.
 
     Raises:
@@ -57,23 +59,44 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, packed: Packed, *, scale: f
     """
     form = _form(kernel, q.shape[1], packed, dtype)
     if form == "reference":
-        return checkpoint_name(reference(q, k, v, packed_mask(*packed), scale, dtype), "attention")
+        kept = v.dtype
+        out = reference(*_operands(q, k, v, dtype), packed_mask(*packed), scale, dtype)
+        return checkpoint_name(out, "attention").astype(kept)
     if k.shape[2] % ways("kv_heads"):  # each device gets the keys that its queries need
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    axes = ("batch", "sequence", "kv_heads" if k.shape[2] < q.shape[2] else "heads", None)
+    return context_parallel.attend(
+        _inner(form, scale, dtype), q, (k, v), (axes, axes), lambda k, v: (k, v), packed.segments, packed.prefix
+    )
+
+
+def attend_made(
+    q: jax.Array, held: tuple[jax.Array, ...], axes: tuple[tuple[str | None, ...], ...], keys: Callable, packed: Packed, *,
+    scale: float, dtype: str, kernel: str,
+) -> jax.Array | None:  # fmt: skip
+    """``attend`` with the keys and values that ``keys(*held)`` makes on each device of a split row, once it has gathered what
+    they are made from: see ``context_parallel.attend``. None where rows are whole, or scores of all pairs are held."""
+    if ways("sequence") == 1 or (form := _form(kernel, q.shape[1], packed, dtype)) == "reference":
+        return None
+    return context_parallel.attend(_inner(form, scale, dtype), q, held, axes, keys, packed.segments, packed.prefix)
+
+
+def _inner(form: str, scale: float, dtype: str) -> Callable:
     whole = ways("sequence") == 1
 
-    def local(q, k, v, index, segments, key_segments, *prefix):
-        seen = Seen(segments, key_segments, prefix[0] if prefix else None, index)
+    def inner(q, k, v, segments, key_segments, prefix, index):
+        kept, seen = v.dtype, Seen(segments, key_segments, prefix, index)
+        q, k, v = _operands(q, k, v, dtype)
         if form == "chunked":
-            return chunked(q, k, v, seen, scale, dtype)
-        return fused_attention.fused(q, k, v, seen, scale, dtype, causal=whole)
+            return chunked(q, k, v, seen, scale, dtype).astype(kept)
+        return fused_attention.fused(q, k, v, seen, scale, dtype, causal=whole).astype(kept)
 
-    rows, keys, index = ("batch", "sequence"), ("batch", None), jnp.arange(q.shape[1], dtype=jnp.int32)
-    prefix = () if packed.prefix is None else (packed.prefix,)
-    heads = (*keys, "kv_heads" if k.shape[2] < q.shape[2] else "heads", None)
-    axes = ((*rows, "heads", None), heads, heads, ("sequence",), rows, keys, *(rows for _ in prefix))
-    inputs = (q, k, v, index, packed.segments, packed.segments, *prefix)
-    return on_each_device(local, axes, (*rows, "heads", None))(*inputs)
+    return inner
+
+
+def _operands(q: jax.Array, k: jax.Array, v: jax.Array, dtype: str) -> tuple[jax.Array, ...]:
+    """In the type of the model's products; float32 ones leave what they find."""
+    return (q, k, v) if dtype == "float32" else tuple(x.astype(beside(dtype)) for x in (q, k, v))
 
 
 def _form(kernel: str, length: int, packed: Packed, dtype: str) -> str:

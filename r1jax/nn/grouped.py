@@ -8,10 +8,10 @@ kernels for such products: tokamax's, or XLA's where that is not installed. Reve
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from r1jax.lora import Adapted, is_adapted
 from r1jax.nn import fp8
@@ -21,14 +21,16 @@ from r1jax.nn.quantized import Quantized, plain
 from r1jax.sharding import platform
 
 
-class Groups(NamedTuple):
+@struct.dataclass
+class Groups:
     """R choices of an expert, in the order of the experts. The first ``count`` blocks of b rows hold them all: a block has
-    rows of one expert, and at its end rows of those that follow, or of the b that pad the R."""
+    rows of one expert, and at its end rows of those that follow, or of the b that pad the R. With ``room`` it stands for R, and
+    choices that are sorted behind it are left out."""
 
     order: jax.Array
     """int32[R + b]: the choice at each sorted place; padding repeats the first."""
     place: jax.Array
-    """int32[R]: the sorted place of each choice."""
+    """int32[R]: the sorted place of each choice, also of those that are left out."""
     expert: jax.Array
     """int32[blocks]"""
     start: jax.Array
@@ -39,6 +41,13 @@ class Groups(NamedTuple):
     """int32[]"""
     sizes: jax.Array
     """int32[E]: rows of each expert. The b that pad the R count as the last one's."""
+    block: int = struct.field(pytree_node=False)
+    """b"""
+
+    @property
+    def total(self) -> jax.Array:
+        """int32[]: the sorted rows that are some expert's; what lies behind means nothing."""
+        return self.sizes.sum() - self.block
 
 
 def block_size(rows: int, n_experts: int) -> int:
@@ -47,19 +56,26 @@ def block_size(rows: int, n_experts: int) -> int:
     return min(128, max(8, 1 << max(0, (rows // (2 * n_experts)).bit_length() - 1)))
 
 
-def group(experts: jax.Array, n_experts: int) -> Groups:
-    """Sorts int32 experts[R]. Rows of one expert keep their order."""
-    n, b = experts.size, block_size(experts.size, n_experts)
+def group(experts: jax.Array, n_experts: int, *, room: int | None = None, block: int | None = None) -> Groups:
+    """Sorts int32 experts[R]. Rows of one expert keep their order. ``n_experts`` stands for none, and is sorted last.
+
+    Args:
+      room: the most choices that are kept, the first in sorted order; None keeps all.
+      block: rows of a block, see ``block_size``; None fits R.
+    """
+    n = experts.size if room is None else room
+    b = block or block_size(experts.size, n_experts)
     order = jnp.argsort(experts, stable=True).astype(jnp.int32)
-    sizes = jnp.zeros(n_experts, jnp.int32).at[experts].add(1)
-    ends, blocks = jnp.cumsum(sizes), -(-sizes // b)
+    ends = jnp.minimum(jnp.cumsum(jnp.zeros(n_experts, jnp.int32).at[experts].add(1, mode="drop")), n)
+    sizes = jnp.diff(ends, prepend=0)
+    blocks = -(-sizes // b)
     last = jnp.cumsum(blocks)
     index = jnp.arange(n // b + min(n, n_experts), dtype=jnp.int32)
     expert = jnp.minimum((index[:, None] >= last).sum(1, dtype=jnp.int32), n_experts - 1)
     start = (ends - sizes)[expert] + (index - (last - blocks)[expert]) * b
     rows = jnp.minimum(ends[expert] - start, b)
-    place = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32), unique_indices=True)
-    return Groups(jnp.pad(order, (0, b)), place, expert, start, rows, last[-1], sizes.at[-1].add(b))
+    place = jnp.zeros(experts.size, jnp.int32).at[order].set(jnp.arange(experts.size, dtype=jnp.int32), unique_indices=True)
+    return Groups(jnp.pad(order[:n], (0, b)), place, expert, start, rows, last[-1], sizes.at[-1].add(b), b)
 
 
 @jax.custom_vjp
@@ -147,7 +163,7 @@ def _ragged_kernels(x, g, groups, n_experts, dtype):
 
 def _rows(x, kernels, groups, dtype, contract):
     """float32 x[R + b, :] times its expert's kernel over the kernel's axis ``contract``."""
-    b = x.shape[0] - groups.place.size
+    b = groups.block
     width = (kernels.values if isinstance(kernels, Quantized) else kernels).shape[2 - contract]
 
     def block(i, out):
@@ -175,7 +191,7 @@ def _one(rows, kernel, contract, dtype):
 
 def _kernels(x, g, groups, n_experts, dtype):
     """float32[E, D, F]: x's rows times g's, summed over the rows of each expert."""
-    b = x.shape[0] - groups.place.size
+    b = groups.block
 
     def block(i, out):
         rows, down = (jax.lax.dynamic_slice_in_dim(a, groups.start[i], b) for a in (x, g))

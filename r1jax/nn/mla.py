@@ -8,12 +8,15 @@ query against a cache).
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from r1jax import config
+from r1jax.lora import Adapted, is_adapted
 from r1jax.nn import attention, norms
 from r1jax.nn.attention import Packed, attend_cached, packed_mask, softmax, write_rows
 from r1jax.nn.matmul import einsum, kernel_of, project
+from r1jax.nn.quantized import is_quantized
 from r1jax.nn.rope import mscale, rotate
 from r1jax.params import ParamSpec
 from r1jax.sharding import constrain
@@ -115,13 +118,29 @@ def _cached(params, q_nope, q_rope, blocks, positions, model):
 
 
 def _expanded(params, q_nope, q_rope, latent, k_rope, packed, model):
-    k = project(latent, params["k_b"], model.matmul_dtype)
-    v = project(latent, params["v_b"], model.matmul_dtype)
-    k_rope = jnp.broadcast_to(k_rope[:, :, None], (*k.shape[:3], k_rope.shape[-1]))
-    q, k = jnp.concatenate([q_nope, q_rope], axis=-1), jnp.concatenate([k, k_rope], axis=-1)
-    return attention.attend(
-        q, k, v, packed, scale=softmax_scale(model), dtype=model.matmul_dtype, kernel=model.attention_kernel
-    )
+    q = jnp.concatenate([q_nope, q_rope], axis=-1)
+
+    def keys(latent, k_rope, *leaves):
+        k_b, v_b = kernels.unflatten(leaves)
+        k, v = (project(latent, kernel, model.matmul_dtype) for kernel in (k_b, v_b))
+        k_rope = jnp.broadcast_to(k_rope[:, :, None], (*k.shape[:3], k_rope.shape[-1]))
+        return jnp.concatenate([k, k_rope], axis=-1), v
+
+    leaves, kernels = jax.tree.flatten((params["k_b"], params["v_b"]))
+    how = {"scale": softmax_scale(model), "dtype": model.matmul_dtype, "kernel": model.attention_kernel}
+    if model.matmul_dtype != "fp8" and not any(map(is_quantized, (params["k_b"], params["v_b"]))):  # tiles lie across heads
+        token, axes = ("batch", "sequence", None), [_axes(params[name]) for name in ("k_b", "v_b")]
+        axes = jax.tree.leaves(axes, is_leaf=lambda a: type(a) is tuple)
+        held = (latent, k_rope, *leaves)
+        if (out := attention.attend_made(q, held, (token, token, *axes), keys, packed, **how)) is not None:
+            return out
+    return attention.attend(q, *keys(latent, k_rope, *leaves), packed, **how)
+
+
+def _axes(kernel):
+    """Logical axes of the arrays of ``k_b`` or ``v_b``."""
+    axes = (None, "heads", None)
+    return Adapted(axes, (None, None), axes, kernel.scale) if is_adapted(kernel) else axes
 
 
 def _absorbed(params, q_nope, q_rope, latent, k_rope, packed, model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,12 +10,12 @@ import jax.numpy as jnp
 
 from r1jax import config
 from r1jax.lora import Adapted, is_adapted
-from r1jax.nn import grouped
+from r1jax.nn import expert_parallel, grouped
 from r1jax.nn import mlp as dense
 from r1jax.nn.matmul import beside, einsum, kernel_of, project
 from r1jax.nn.quantized import Quantized
 from r1jax.params import ParamSpec
-from r1jax.sharding import constrain, one_device
+from r1jax.sharding import constrain, has_rules, on_each_device, one_device, ways
 
 
 class Routing(NamedTuple):
@@ -71,14 +72,22 @@ def route(params, x: jax.Array, moe: config.MoE, routes: jax.Array | None = None
 def choose(params, scores: jax.Array, moe: config.MoE) -> jax.Array:
     """int32[B, T, K]: the experts with the highest scores[B, T, E]. The bias takes part in choosing only; a group's score is
     the sum of its two best biased scores, and experts outside the best ``top_groups`` groups cannot be chosen."""
-    biased = scores + params["router_bias"] if moe.bias else scores
+    biased = jax.lax.stop_gradient(scores + params["router_bias"] if moe.bias else scores)
+    token = ("batch", "sequence", None)
+    divides = biased.shape[0] % ways("batch") == 0 and biased.shape[1] % ways("sequence") == 0
+    # The compiler would gather the scores of all tokens for ``top_k``.
+    form = partial(_best, moe=moe)
+    return on_each_device(form, (token,), token)(biased) if divides else form(biased)
+
+
+def _best(biased: jax.Array, moe: config.MoE) -> jax.Array:
     if moe.n_groups > 1:
         grouped = biased.reshape(*biased.shape[:-1], moe.n_groups, -1)
         group_score = jax.lax.top_k(grouped, 2)[0].sum(-1)
         best = jax.lax.top_k(group_score, moe.top_groups)[1]
         allowed = jax.nn.one_hot(best, moe.n_groups, dtype=jnp.bool_).any(-2)
         biased = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(biased.shape)
-    return jax.lax.top_k(jax.lax.stop_gradient(biased), moe.top_k)[1]
+    return jax.lax.top_k(biased, moe.top_k)[1]
 
 
 def route_dtype(moe: config.MoE) -> jnp.dtype:
@@ -105,25 +114,30 @@ def disagreement(params, routing: Routing, routes: jax.Array, moe: config.MoE) -
     return jnp.stack([(apart & real).sum(), real.sum()]).astype(jnp.float32)
 
 
-def moe(params, x: jax.Array, model: config.Model, routes: jax.Array | None = None) -> tuple[jax.Array, Routing]:
-    """Shared experts plus the gated sum of the chosen ones, for x[B, T, D]."""
+def moe(
+    params, x: jax.Array, model: config.Model, routes: jax.Array | None = None
+) -> tuple[jax.Array, Routing, jax.Array]:
+    """Shared experts plus the gated sum of the chosen ones, for x[B, T, D]; and float32[], how many choices were dropped."""
     routing = route(params, x, model.moe, routes)
-    out = experts(params, x, routing, model)
+    out, dropped = experts(params, x, routing, model)
     if model.moe.n_shared:
         out = out + dense.mlp(params["shared"], x, model)
-    return out, routing
+    return out, routing, dropped
 
 
-def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:
-    """The gated sum over the chosen experts, in the form that is faster here: the same sums in another order.
+def experts(params, x: jax.Array, routing: Routing, model: config.Model) -> tuple[jax.Array, jax.Array]:
+    """The gated sum over the chosen experts, in the form that is faster here: the same sums in another order. And float32[],
+    how many choices were dropped, 0 unless ``capacity_factor`` is set.
 
-    On one device choices are grouped by expert where at most a quarter of the experts is chosen. Elsewhere every expert sees
-    every token: with half of them chosen the grouped form gains nothing on narrow layers, and over several devices its gathers
-    would cross them.
+    Choices are grouped by expert where at most a quarter of the experts is chosen: with half of them the grouped form gains
+    nothing on narrow layers, and every expert sees every token. Over several devices tokens are sent to their experts. Where
+    experts are neither split nor grouped, or ``expert_parallel.why_not`` has a reason, every expert sees every token there too.
     """
     few = 4 * model.moe.top_k <= model.moe.n_experts
+    if (ways("experts") > 1 or few and has_rules()) and not expert_parallel.why_not(params, x, model):
+        return expert_parallel.experts_parallel(params, x, routing, model)
     form = experts_grouped if few and one_device() else experts_dense
-    return form(params, x, routing, model)
+    return form(params, x, routing, model), jnp.zeros((), jnp.float32)
 
 
 def experts_dense(params, x: jax.Array, routing: Routing, model: config.Model) -> jax.Array:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from r1jax import supervise
 from r1jax.observe.phases import Clock, Phase, Phases
 from r1jax.observe.text import clock, is_unicode, number, printable, shorten
 
@@ -64,7 +65,7 @@ class Display:
         self.title, self.total_steps = title, total_steps
         self.console = console or Console(highlight=False)
         self.live = self.console.is_interactive and self.console.file.isatty()
-        self._phases = Phases(timer)
+        self._phases = Phases(timer, lambda name: supervise.tell(phase=name))
         self._time = timer
         self._heartbeat = heartbeat
         self._step = first_step
@@ -79,6 +80,7 @@ class Display:
 
     def __enter__(self) -> Display:
         self._started = self._step_began = self._last_line = self._time()
+        supervise.tell(step=self._step)
         if self.live:
             self._live = Live(get_renderable=self._status, console=self.console, transient=True, refresh_per_second=4)
             self._live.start()
@@ -130,6 +132,7 @@ class Display:
         with self._phases.lock:
             tokens, self._tokens = self._tokens, 0
         self._step = max(self._step, step)
+        supervise.tell(step=self._step)
         rate = metrics.get("tokens_per_s/step", tokens / seconds if tokens and seconds > 0 else None)
 
         evals = {key.removeprefix("eval/"): value for key, value in metrics.items() if key.startswith("eval/")}

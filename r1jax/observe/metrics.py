@@ -55,6 +55,11 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(values, step=int(step))
 
+    def flush(self) -> None:
+        """Brings the TensorBoard events to the disk; the rows of ``metrics.jsonl`` are there as soon as they are written."""
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
     def close(self) -> None:
         self._lines.close()
         if self._tensorboard is not None:
@@ -103,6 +108,9 @@ class _TensorBoard:
         # Not add_scalar: it rewrites names such as eval/pass@1 and logs a warning for every value that is not finite.
         scalars = [self._summary.Value(tag=key, simple_value=value) for key, value in values.items()]
         self._writer.file_writer.add_summary(self._summary(value=scalars), step)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

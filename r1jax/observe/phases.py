@@ -53,10 +53,14 @@ class Phase:
 
 
 class Phases:
-    """The open phases, innermost last. Safe to use from several threads."""
+    """The open phases, innermost last. Safe to use from several threads.
 
-    def __init__(self, clock: Clock = time.monotonic):
-        self.clock = clock
+    Args:
+      told: called with the name of the innermost phase whenever it is another one.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic, told: Callable[[str], None] = lambda name: None):
+        self.clock, self._told = clock, told
         self.lock = threading.RLock()
         self.stopped_in: str | None = None
         """What an exception left: the phase of the innermost block, then what ran within it, as in ``rollout, compile``."""
@@ -77,6 +81,7 @@ class Phases:
             phase = Phase(self, name, total, unit)
             phase.run()
             self._open.append(phase)
+            self._told(name)
             return phase
 
     def leave(self, phase: Phase, failed: bool = False) -> None:
@@ -92,6 +97,7 @@ class Phases:
             if self._open:
                 self._open[-1].run()
                 self._open[-1].last_news = self.clock()
+                self._told(self._open[-1].name)
 
     def advance(self, n: int, tokens: int) -> None:
         with self.lock:

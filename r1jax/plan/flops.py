@@ -6,6 +6,7 @@ A multiplication with an addition is 2 FLOPs, and only matrix products count, as
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ GRADIENT = 3
 """Forward passes that a forward and backward pass cost: the backward pass multiplies twice where the forward does once."""
 
 
+@functools.cache
 def token_flops(model: config.Model) -> int:
     """Of one token through all layers, without attention's scores and sums and without the head."""
-    leaves = [(path, spec) for path, spec in _leaves(decoder.specs(model)) if path.startswith("segments/")]
-    kernels = [spec for path, spec in leaves if not any(word in path for word in ("norm", "bias"))]
+    layers = [(path, spec) for path, spec in leaves(decoder.specs(model)) if path.startswith("segments/")]
+    kernels = [spec for path, spec in layers if not any(word in path for word in ("norm", "bias"))]
     return 2 * sum(round(math.prod(spec.shape) * _chosen(model, spec)) for spec in kernels)
 
 
@@ -69,7 +71,7 @@ def weight_bytes(model: config.Model, tokens: int) -> float:
     """Read by a pass of ``tokens``, by a sampler: each weight once, of the experts those that are chosen on average when all
     are equally likely, and of an embedding that is no head as well nothing."""
     total = 0.0
-    for path, spec in _leaves(decoder.read_specs(model)):
+    for path, spec in leaves(decoder.read_specs(model)):
         if path.startswith("mtp/") or path == "embed/table" and not model.tied:
             continue
         read = 1 - (1 - _chosen(model, spec)) ** tokens
@@ -136,7 +138,7 @@ def decode_steps(prompts: Sequence[int], answers: Sequence[int], slots: int) -> 
     return Steps(rows, seen, rows, seen, absorbed=True)
 
 
-def _leaves(specs) -> list[tuple[str, ParamSpec]]:
+def leaves(specs) -> list[tuple[str, ParamSpec]]:
     return [(path_name(path), spec) for path, spec in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)]
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-
 from r1jax import config, sharding
 from r1jax.plan import memory
 
 TOKENS, TOKENS_ON_CPU = 2**15, 2**12
 """At most so many tokens of a device go through it at once, if more than one row fits: an accelerator's products are large
-enough then, and rows that a batch does not fill are computed too. A CPU computes larger products no faster."""
+enough then, and rows that a batch does not fill are computed too."""
 
 
 def choose(
-    stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh, *, before: int | None = None, capacity: int | None = None
+    stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh, *, before: int | None = None, capacity: int | None = None
 ) -> config.Stage:
-    """The stage with a number for ``micro_batch`` "auto": the largest multiple of the devices that share a batch which
-    ``memory.table`` says fits, which an update's sequences can fill, and which has at most ``TOKENS`` per device. Where
-    nothing fits it is the smallest, for ``shortage.check`` to tell. Another stage is returned as it is.
+    """The stage with a number for ``micro_batch`` "auto": the largest multiple of the devices that share a batch (of twice
+    as many with ``overlap`` 2) which ``memory.table`` says fits, which an update's sequences can fill, and which has at most
+    ``TOKENS`` per device. Where nothing fits it is the smallest, for ``shortage.check`` to tell. Another stage is returned as
+    it is.
 
     Args:
       before: what was chosen when the run began. It is chosen again if it still can be, so that a resumed run adds the same
@@ -28,7 +27,7 @@ def choose(
     """
     if stage.micro_batch != "auto":
         return stage
-    ways = sharding.batch_ways(mesh, sharding.TRAIN)
+    ways = sharding.batch_ways(mesh, sharding.TRAIN) * model.overlap
     if capacity is None:
         capacity = memory.available(mesh)
 
@@ -40,8 +39,8 @@ def choose(
 
     if before is not None and before % ways == 0 and fits(before):
         return of(before)
-    tokens = TOKENS_ON_CPU if mesh.devices.flat[0].platform == "cpu" else TOKENS
-    most = max(1, min(tokens * mesh.shape["context"] // stage.sequence_length, -(-sequences(stage) // ways)))
+    tokens = TOKENS_ON_CPU if sharding.platform_of(mesh) == "cpu" else TOKENS
+    most = max(1, min(tokens * mesh.shape["context"] // (stage.sequence_length * model.overlap), -(-sequences(stage) // ways)))
     if fits(most * ways):
         return of(most * ways)
     good, bad = 1, most  # the smallest is taken in any case
@@ -56,7 +55,7 @@ def sequences(stage: config.Stage) -> int:
     return stage.questions * stage.group if isinstance(stage, config.GRPO) else stage.batch
 
 
-def line(stage: config.Stage, mesh: jax.sharding.Mesh) -> str:
+def line(stage: config.Stage, mesh: sharding.AnyMesh) -> str:
     """What was chosen, in words."""
     ways = sharding.batch_ways(mesh, sharding.TRAIN)
     shared = f" on {ways} devices" if ways > 1 else ""

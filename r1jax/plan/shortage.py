@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from r1jax import config, sharding
 from r1jax.plan.memory import Memory, human, table
 
 
-def check(found: Memory, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> None:
+def check(found: Memory, stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh) -> None:
     """Raises ConfigError, with settings that would fit, if the stage is too large."""
     if found.fits:
         return
@@ -42,7 +43,7 @@ def check(found: Memory, stage: config.Stage, model: config.Model, mesh: jax.sha
 
 
 def smaller(
-    stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh
+    stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh
 ) -> Iterator[tuple[str, config.Stage, config.Model]]:
     """(what to set, the stage, its model) of smaller settings: one change at a time, then several."""
     ways = sharding.batch_ways(mesh, sharding.TRAIN)
@@ -52,7 +53,7 @@ def smaller(
             changes.append({"micro_batch": stage.micro_batch // part})
     if model.remat in ("none", "dots", "attention"):
         changes.append({"remat": "layer"})
-    if "optimizer" not in stage.offload and mesh.devices.flat[0].platform != "cpu":  # a CPU's memory is the host's
+    if "optimizer" not in stage.offload and sharding.platform_of(mesh) != "cpu":  # a CPU's memory is the host's
         changes.append({"offload": (*stage.offload, "optimizer")})
     if stage.engine.slots > 1:
         changes.append({"engine.slots": stage.engine.slots // 2})
@@ -94,6 +95,17 @@ def explain(error: Exception, phase: str, found: Memory, stage: config.Stage, mo
         f"out of memory in phase {phase}{wanted(error)}: planned were {human(found.need)} of {human(found.capacity)} per "
         f"device (largest: {found.largest}); {change}"
     )
+
+
+@contextlib.contextmanager
+def out_of_memory_is(change: str) -> Iterator[None]:
+    """An out-of-memory error in the block, or in the function that this decorates, becomes one line that ends in ``change``."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise config.ConfigError(f"out of memory{wanted(error)}; {change}") from error
 
 
 def wanted(error: Exception) -> str:

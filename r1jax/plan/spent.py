@@ -35,10 +35,16 @@ def passed(model: config.Model, t: Trajectories, share_prompts: int = 1) -> floa
     return float(flops.forward_flops(model, tokens, pairs, int(answers.sum())))
 
 
-def of_round(stage: config.GRPO, model: config.Model, t: Trajectories) -> dict[str, float]:
-    """Phase -> FLOPs of one rollout and the updates that it is good for."""
+def of_round(stage: config.GRPO, model: config.Model, t: Trajectories, *, fresh_reference: bool) -> dict[str, float]:
+    """Phase -> FLOPs of one rollout and the updates that it is good for, the first of which takes its own log-probs.
+
+    Args:
+      fresh_reference: the reference is the policy that the round begins with, whose log-probs are then taken once for both.
+    """
     once = passed(model, t, stage.group if stage.share_prompts else 1)
-    passes = (stage.old_logprobs == "trainer" and stage.minibatches > 1) + (stage.kl_beta > 0)
+    later, old = 1 - 1 / stage.minibatches, stage.old_logprobs == "trainer"
+    reference = (later * (not old) if fresh_reference else 1) if stage.kl_beta else 0
+    passes = later * old + reference
     return {"rollout": sampled(model, t, stage.group), "score": passes * once, "update": flops.GRADIENT * once}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,11 +27,16 @@ class Job:
     prompt_id: int
     sample: int
     cap: int
+    round: int = 0
+    """The rollout in which it began."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    """Of the weights that sampled each token."""
     finish: int = GOING
     routes: np.ndarray | None = None
-    """[n, L, K] of the first n tokens, the prompt's too, as in ``Trajectories.routes``; None if they are not recorded."""
+    """[n, L, K] of the first n tokens, the prompt's too, as in ``Trajectories.routes``; None if they are not recorded, or none
+    was read."""
 
     @property
     def known(self) -> list[int]:
@@ -69,21 +74,25 @@ class Usage:
         }
 
 
-def take(waiting: deque[Job], free: Sequence[int], prompts: int) -> dict[int, Job]:
-    """The next jobs in their order, a free slot each, as long as these last and at most ``prompts`` prompts are prefilled."""
+def take(waiting: deque[Job], free: Sequence[int], room: Callable[[int], int]) -> dict[int, Job]:
+    """The next jobs in their order, a free slot each, as long as these last and at most ``room(n)`` prompts, the longest of n
+    tokens, are prefilled; at least one."""
     began: dict[int, Job] = {}
     known: set[tuple[int, ...]] = set()
     for slot in free:
-        if not waiting or (len(known) == prompts and tuple(waiting[0].known) not in known):
+        if not waiting:
             break
-        known.add(tuple(waiting[0].known))
+        more = known | {tuple(waiting[0].known)}
+        if known and len(more) > len(known) and len(more) > room(max(map(len, more))):
+            break
+        known = more
         began[slot] = waiting.popleft()
     return began
 
 
 def prefill_heights(jobs: Sequence[Job], slots: int, ways: int) -> list[int]:
     """How many prompts a prefill may have, rising: as many as a refill, and as all slots together, usually need."""
-    distinct = len({(job.prompt_id, len(job.tokens)) for job in jobs})
+    distinct = len({(job.prompt_id, job.sample if job.tokens else None) for job in jobs})
     most = min(distinct, -(-slots * distinct // len(jobs)) + 1, slots)
     few = min(most, -(-max(1, slots // REFILL) * distinct // len(jobs)) + 1)
     return sorted({-(-n // ways) * ways for n in (few, most)})
@@ -123,19 +132,32 @@ def trajectories(jobs: Sequence[Job]) -> Trajectories:
     prompt_length = np.array([len(job.prompt) for job in jobs], np.int32)
     total = prompt_length + np.array([len(job.tokens) for job in jobs], np.int32)
     tokens = np.zeros((len(jobs), int(total.max())), np.int32)
-    mask, logprobs = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, np.float32)
+    mask, logprobs, version = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, np.int32)
     for i, job in enumerate(jobs):
         here = slice(len(job.prompt), int(total[i]))
         tokens[i, : total[i]] = job.known
-        logprobs[i, here], mask[i, here] = job.logprobs, True
+        logprobs[i, here], version[i, here], mask[i, here] = job.logprobs, job.versions, True
     routes = None
-    if jobs[0].routes is not None:
-        dtype = jobs[0].routes.dtype
-        routes = np.full((*tokens.shape, *jobs[0].routes.shape[1:]), unrecorded(dtype), dtype)
+    if (first := next((job.routes for job in jobs if job.routes is not None), None)) is not None:
+        routes = np.full((*tokens.shape, *first.shape[1:]), unrecorded(first.dtype), first.dtype)
         for i, job in enumerate(jobs):
-            routes[i, : len(job.routes)] = job.routes
+            if job.routes is not None:
+                routes[i, : len(job.routes)] = job.routes
     return Trajectories(
         tokens=tokens, prompt_length=prompt_length, length=total, loss_mask=mask, logprobs=logprobs,
         finish=np.array([job.finish for job in jobs], np.int8), prompt_id=np.array([job.prompt_id for job in jobs], np.int32),
-        sample=np.array([job.sample for job in jobs], np.int32), routes=routes,
+        sample=np.array([job.sample for job in jobs], np.int32), routes=routes, version=version,
     )  # fmt: skip
+
+
+def jobs_of(t: Trajectories, rounds: Sequence[int], caps: Sequence[int]) -> list[Job]:
+    """The inverse of ``trajectories``, which holds neither the rounds in which answers began nor their caps."""
+    jobs = []
+    for i, (start, end) in enumerate(zip(t.prompt_length.tolist(), t.length.tolist(), strict=True)):
+        here = slice(start, end)
+        routes = None if t.routes is None or end == start else t.routes[i, : end - 1].copy()
+        jobs.append(Job(
+            i, t.tokens[i, :start].tolist(), int(t.prompt_id[i]), int(t.sample[i]), int(caps[i]), int(rounds[i]),
+            t.tokens[i, here].tolist(), t.logprobs[i, here].tolist(), t.version[i, here].tolist(), int(t.finish[i]), routes,
+        ))  # fmt: skip
+    return jobs

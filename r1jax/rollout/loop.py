@@ -176,6 +176,7 @@ class Loop:
         """Takes up to ``steps`` steps, and stops earlier once ``enough`` slots have ended. No row leaves the device on the
         way."""
         one = self._speculate if self.speculative else self._extend
+        angles = decoder.angles_of(sum(caches.lengths(state.cache, self.model)), self.model)
 
         def going(carry):
             step, state = carry
@@ -183,7 +184,7 @@ class Loop:
 
         def step(carry):
             step, state = carry
-            return step + 1, one(read(params, step), state, temperature=temperature, greedy=greedy, top_p=top_p)
+            return step + 1, one(read(params, step), state, angles, temperature=temperature, greedy=greedy, top_p=top_p)
 
         return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state))[1]
 
@@ -191,14 +192,14 @@ class Loop:
         layers = sum(s.count for s in self.model.segments if s.ff == "moe")
         return jnp.zeros((self.slots, cap, layers * self.model.moe.top_k), route_dtype(self.model.moe))
 
-    def _extend(self, params, state: Decoding, **how) -> Decoding:
+    def _extend(self, params, state: Decoding, angles, **how) -> Decoding:
         """A token for each row that goes on."""
         position = (state.prompt_length + state.length - 1)[:, None]
         live = state.finish == GOING
         # A row that has ended reads its last place again, whatever stands there.
         hidden, aux, cache = decoder.forward(
             params, state.newest[:, None], jnp.maximum(position, 0), live[:, None].astype(jnp.int32), model=self.model,
-            cache=state.cache,
+            cache=state.cache, angles=angles,
         )  # fmt: skip
         if self.record_routes:
             routes = decoder.join_routes(aux.routes, self.model)[:, 0]
@@ -206,7 +207,7 @@ class Loop:
         token, logprob = sample_tokens(self._logits(params, hidden)[:, 0], state.keys, state.length, **how)
         return self._append(state.replace(cache=cache), token, logprob, live)
 
-    def _speculate(self, params, state: Decoding, **how) -> Decoding:
+    def _speculate(self, params, state: Decoding, angles, **how) -> Decoding:
         """One or two tokens for each row that goes on.
 
         With the newest token at position p the trunk has read all before it, and the module all before p - kept. What is
@@ -221,14 +222,14 @@ class Loop:
 
         hidden, _, ahead = decoder.look_ahead(
             params, before.hidden, before.following, places(position - before.kept), counted, model=self.model,
-            cache=state.cache[-1],
+            cache=state.cache[-1], angles=angles,
         )  # fmt: skip
         hidden = jnp.take_along_axis(hidden, (before.kept - 1)[:, None, None], axis=1)
         guess = self._logits(params, hidden)[:, 0]
         draft = draft_tokens(guess, state.keys, state.length, **how)
         hidden, _, cache = decoder.forward(
             params, jnp.stack([state.newest, draft], axis=1), places(position), counted, model=self.model,
-            cache=state.cache[:-1],
+            cache=state.cache[:-1], angles=angles,
         )  # fmt: skip
         logits = self._logits(params, hidden)
         now, then, kept = verify_tokens(draft, guess, logits[:, 0], logits[:, 1], state.keys, state.length, **how)

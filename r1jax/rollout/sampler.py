@@ -1,8 +1,8 @@
 """The rollout engine: continuous batching over slots. A question is prefilled once, its answers are decoded together with
 those of other questions inside one compiled loop, and a slot whose answer has ended takes the next one.
 
-A stage knows ``load`` and ``generate`` and no more, and who shows an answer as it comes ``stream``, so another engine can stand
-here.
+A stage knows ``load`` and ``generate`` and no more; who shows an answer as it comes knows ``stream``, and who keeps answers
+that have not ended ``go_on``: so another engine can stand here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,17 +66,25 @@ class Sampler:
         self._loop = Loop(model, self.slots, tuple(end_ids), seed, record_routes, engine.speculative)
         self._programs: dict[int, Programs] = {}
         self.params = None
+        self.version = 0
         self.usage = Usage()
 
-    def load(self, params, *, copy: bool = True) -> None:
+    def load(self, params, *, copy: bool = True, version: int = 0) -> None:
         """Takes a model's weights into the decode layout, kernels in the type that the products read, layer by layer. With
         adapters, what is beside them is taken once, see ``Weights``.
 
         Args:
           copy: False takes ``params`` over and deletes them; they have the types of ``specs`` and lie as ``shardings`` say.
+          version: what ``Trajectories.version`` says of the tokens that they sample.
         """
+        self.version = version
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
         self.params = self._weights.take(params) if copy else self._weights.take_over(params)
+
+    @property
+    def reshard_bytes(self) -> int:
+        """What the last ``load`` wrote, on all devices together."""
+        return self._weights.written
 
     def generate(
         self,
@@ -107,12 +117,32 @@ class Sampler:
             raise ValueError(f"caps must be {len(prompts) * samples} numbers from 1 to max_new_tokens {most}")
         names = range(len(prompts)) if ids is None else ids
         jobs = [
-            Job(i, prompts[i // samples], int(names[i // samples]), i % samples, cap) for i, cap in enumerate(caps)
+            Job(i, prompts[i // samples], int(names[i // samples]), i % samples, cap, round) for i, cap in enumerate(caps)
         ]
-        for ended in self._run(jobs, sampling, round):
+        for ended in self._run(jobs, sampling):
             if ended:
                 progress(np.array([job.index for job in ended]), trajectories(ended))
         return trajectories(jobs)
+
+    def go_on(self, jobs: Sequence[Job], sampling: config.Sampling, enough: Callable[[list[Job]], bool]) -> None:
+        """Goes on with answers that have not ended, wherever they are, until all have or it is enough. What was sampled of an
+        answer before is read by a prefill, and the next token is the one that it would have been without the break: but for
+        rounding, and for a speculative engine, which draws another one with the same probabilities.
+
+        Args:
+          jobs: answers of any rounds; those that have ended already are left alone. Written to.
+          enough: asked after every look of the host, and given the answers that have ended since the last, in the order of
+            their slots. Every process must say the same.
+
+        Raises:
+          ValueError: as ``generate`` does.
+        """
+        going = [job for job in jobs if job.finish == GOING]
+        if not going:
+            return
+        self._check([job.prompt for job in going], sampling)
+        for _ in self._run(going, sampling, enough=enough):
+            pass
 
     def stream(
         self, prompt: Sequence[int], sampling: config.Sampling, *, chunk: int, round: int = 0, id: int = 0
@@ -124,8 +154,8 @@ class Sampler:
           ValueError: as ``generate`` does.
         """
         self._check([prompt], sampling)
-        job = Job(0, prompt, id, 0, sampling.max_new_tokens)
-        for _ in self._run([job], sampling, round, shown=chunk):
+        job = Job(0, prompt, id, 0, sampling.max_new_tokens, round)
+        for _ in self._run([job], sampling, shown=chunk):
             yield trajectories([job])
 
     def _check(self, prompts, sampling: config.Sampling) -> None:
@@ -143,27 +173,51 @@ class Sampler:
             )
 
     def _run(
-        self, jobs: Sequence[Job], sampling: config.Sampling, round: int, shown: int | None = None
-    ) -> Iterator[list[Job]]:
-        """Decodes until every job has ended, and yields after each look of the host those that ended since the last. With
-        ``shown`` it looks after every so many steps and writes into the jobs that go on too.
+        self, jobs: Sequence[Job], sampling: config.Sampling, shown: int | None = None,
+        enough: Callable[[list[Job]], bool] = lambda ended: False,
+    ) -> Iterator[list[Job]]:  # fmt: skip
+        """Decodes until every job has ended or it is ``enough``, and yields after each look of the host those that ended since
+        the last. With ``shown`` it looks after every so many steps and writes into the jobs that go on too.
 
         Every process of several takes the same decisions: they follow from what all of them fetch.
         """
-        run = _Run(self, jobs, sampling, round)
+        run = _Run(self, jobs, sampling)
         chunk, refill = shown or self.engine.chunk, max(1, self.slots // REFILL)
         while run.waiting or run.held:
             fresh: set[int] = set()
             while run.waiting and (self.slots - len(run.held) >= refill or not run.held):
                 fresh |= run.admit()
             run.decode(chunk - bool(fresh), refill if run.waiting else self.slots)
-            yield run.look(fresh, everything=shown is not None)
+            ended = run.look(fresh, everything=shown is not None)
+            if enough(ended):
+                run.keep()
+                return
+            yield ended
 
     def programs(self, blocks: int) -> Programs:
         """For a cache of so many blocks."""
         if blocks not in self._programs:
             self._programs[blocks] = Programs.of(self._loop, self._layout(blocks))
         return self._programs[blocks]
+
+    def abstract(self, length: int, cap: int) -> tuple[Any, Decoding]:
+        """Weights, and what is decoded in a cache of ``length`` positions, as ShapeDtypeStructs with shardings."""
+        state = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            jax.eval_shape(partial(self._loop.empty, length=length, cap=cap)),
+            self._layout(1),
+        )
+        return self._weights.abstract(), state
+
+    def lower_decode(self, length: int, sampling: config.Sampling) -> jax.stages.Lowered:
+        """The decode loop over a cache of ``length`` positions, to be compiled; creates no array."""
+        params, state = self.abstract(length, sampling.max_new_tokens)
+        number, real = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.float32)
+        with sharding.using(self.mesh, self.rules):
+            return self.programs(1).decode.lower(
+                params, state=state, steps=number, enough=number, temperature=real,
+                greedy=sampling.temperature == 0, top_p=sampling.top_p,
+            )  # fmt: skip
 
     def _layout(self, blocks: int) -> Decoding:
         """Where the rows lie, whichever program they come from: so the next one is compiled once."""
@@ -173,7 +227,8 @@ class Sampler:
 
         row, table = lay("batch"), lay("batch", None)
         drafting = Drafting(lay("batch", None, None), table, row, row, row) if self.engine.speculative else None
-        layer = (tuple(lay(*axes) for _, axes in caches.shapes(self.model, self.slots, 1)),) * blocks
+        arrays = caches.shapes(self.model, self.slots, 1)
+        layer = (tuple(lay(*sharding.few_whole(*array, self.mesh, self.rules)) for array in arrays),) * blocks
         return Decoding(
             cache=(layer,) * (self.model.n_layers + self.engine.speculative), tokens=table, logprobs=table, newest=row,
             length=row, cap=row, finish=row, prompt_length=row, keys=row,
@@ -205,8 +260,8 @@ class Programs:
 class _Run:
     """One call of ``generate``: which job is in which slot, and how far it is."""
 
-    def __init__(self, sampler: Sampler, jobs: Sequence[Job], sampling: config.Sampling, round: int):
-        self.sampler, self.sampling, self.round = sampler, sampling, np.int32(round)
+    def __init__(self, sampler: Sampler, jobs: Sequence[Job], sampling: config.Sampling):
+        self.sampler, self.sampling = sampler, sampling
         self.how = {"greedy": sampling.temperature == 0, "top_p": sampling.top_p}
         self.temperature = np.float32(sampling.temperature or 1.0)
         self.waiting, self.held = deque(jobs), dict[int, Job]()
@@ -214,27 +269,28 @@ class _Run:
         """Tokens of each slot's answer."""
         self.drafts = np.zeros((2, sampler.slots), np.int64)
         """Made and accepted in each slot."""
-        self.lengths = cache_lengths(sampler.engine, max(len(job.prompt) for job in jobs), sampling.max_new_tokens)
+        most = max(sampling.max_new_tokens, *(job.cap for job in jobs))
+        self.lengths = cache_lengths(sampler.engine, max(len(job.prompt) for job in jobs), most)
         self.heights = prefill_heights(jobs, sampler.slots, sampler.ways)
         self.usage = sampler.usage = Usage()
         self.read: list[tuple[dict[int, Job], Admission, jax.Array]] = []
         """Prefills whose routes were not fetched yet: the jobs by slot, what was read, and the routes."""
         programs = sampler.programs(1)
         with self._using():
-            self.state = programs.empty(length=self.lengths[0], cap=sampling.max_new_tokens)
+            self.state = programs.empty(length=self.lengths[0], cap=most)
 
     def admit(self) -> set[int]:
         """Gives waiting jobs the slots that are free. Returns these."""
         free = [slot for slot in range(self.sampler.slots) if slot not in self.held]
-        began = take(self.waiting, free, self.heights[-1])
+        began = take(self.waiting, free, lambda longest: self._heights(self._width(longest))[-1])
         self.held |= began
         for slot, job in began.items():
             self.length[slot] = len(job.tokens) + 1
         self._fit(0)
         with self._using():
-            rows = self._admission(began)
+            rows, rounds = self._admission(began)
             self.state, routes = self._programs.admit(
-                self.sampler.params, rows, self.round, self.temperature, state=self.state, **self.how
+                self.sampler.params, rows, rounds, self.temperature, state=self.state, **self.how
             )
         if routes is not None:
             self.read.append((began, rows, routes))
@@ -260,8 +316,8 @@ class _Run:
         finish, reached = sharding.fetch(self.state.finish).copy(), sharding.fetch(self.state.length).copy()
         self._count(reached)
         stop = self.sampling.stop
-        if stop or everything or any(finish[slot] != GOING for slot in self.held):
-            tokens, logprobs = sharding.fetch(self.state.tokens), sharding.fetch(self.state.logprobs)
+        rows = [slot for slot in self.held if stop or everything or finish[slot] != GOING]
+        tokens, logprobs = (sharding.fetch_rows(x, rows) for x in (self.state.tokens, self.state.logprobs))
         if stop:
             for slot, job in self.held.items():
                 ids = [*job.tokens, *tokens[slot, len(job.tokens) : reached[slot]].tolist()]
@@ -273,23 +329,37 @@ class _Run:
         self.length = reached.astype(np.int64)
         ended = [slot for slot in self.held if finish[slot] != GOING]
         for slot in self.held if everything else ended:
-            job, here = self.held[slot], slice(len(self.held[slot].tokens), int(reached[slot]))
-            job.tokens += tokens[slot, here].tolist()
-            job.logprobs += logprobs[slot, here].tolist()
-            job.finish = int(finish[slot])
-            if job.routes is not None:
-                routes = sharding.fetch(self.state.routes[slot])[len(job.routes) - len(job.prompt) : here.stop - 1]
-                job.routes = np.concatenate([job.routes, routes.reshape(-1, *job.routes.shape[1:])])
+            self.held[slot].finish = int(finish[slot])
+            self._take_out(slot, tokens, logprobs)
         return [self.held.pop(slot) for slot in ended]
 
+    def keep(self) -> None:
+        """Writes what there is into the jobs that go on."""
+        tokens, logprobs = sharding.fetch(self.state.tokens), sharding.fetch(self.state.logprobs)
+        for slot in self.held:
+            self._take_out(slot, tokens, logprobs)
+
+    def _take_out(self, slot: int, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """The tokens of a slot that its job has not got."""
+        job = self.held[slot]
+        here = slice(len(job.tokens), int(self.length[slot]))
+        job.tokens += tokens[slot, here].tolist()
+        job.logprobs += logprobs[slot, here].tolist()
+        job.versions += [self.sampler.version] * (here.stop - here.start)
+        if job.routes is not None:
+            routes = sharding.fetch(self.state.routes[slot])[len(job.routes) - len(job.prompt) : here.stop - 1]
+            job.routes = np.concatenate([job.routes, routes.reshape(-1, *job.routes.shape[1:])])
+
     def _fetch_prefilled(self) -> None:
-        """The answers to a prompt share one array of its routes."""
+        """The answers to a prompt share one array of its routes. Of an answer that goes on those stay that its tokens took
+        before."""
         for began, rows, routes in self.read:
             fetched = sharding.fetch(routes)
             fetched = fetched.reshape(*fetched.shape[:2], -1, self.sampler.model.moe.top_k)
             prompts = [known[:length].copy() for known, length in zip(fetched, rows.lengths, strict=True)]
             for slot, job in began.items():
-                job.routes = prompts[rows.owner[slot]]
+                routes = prompts[rows.owner[slot]]
+                job.routes = routes if job.routes is None else np.concatenate([job.routes, routes[len(job.routes) :]])
         self.read.clear()
 
     def _count(self, reached: np.ndarray) -> None:
@@ -325,25 +395,38 @@ class _Run:
             self.state = self.state.replace(cache=caches.shrink(self.state.cache, blocks))
 
     def _account(self) -> None:
-        each = caches.per_token(self.sampler.model, mtp=self.sampler.engine.speculative)
+        model = self.sampler.model
+        each = caches.per_token(model, mtp=self.sampler.engine.speculative, dtype=caches.dtype(model))
         size = self.lengths[len(self.state.cache[0]) - 1] * self.sampler.slots * each
         self.usage.cache_peak = max(self.usage.cache_peak, size)
         self.usage.cache_bytes += size
         self.usage.cache_tokens += sum(len(job.prompt) + int(self.length[slot]) for slot, job in self.held.items())
 
-    def _admission(self, began: dict[int, Job]) -> Admission:
+    def _width(self, longest: int) -> int:
+        """Of a prefill with so many tokens: that of a prompt, or of a cache where an answer goes on that is longer."""
+        most = next(length for length in self.lengths if length >= longest)
+        return prompt_width(longest, self.sampler.engine, most)
+
+    def _heights(self, width: int) -> list[int]:
+        """A prefill of longer rows has fewer, so that it holds no more tokens than one of prompts may have."""
+        room = self.heights[-1] * prompt_width(self.sampler.engine.max_prompt_tokens, self.sampler.engine, 0)
+        return [height for height in self.heights if height * width <= room] or [self.sampler.ways]
+
+    def _admission(self, began: dict[int, Job]) -> tuple[Admission, np.ndarray]:
+        """The rows that begin, and the round of each slot's."""
         prompts: dict[tuple[int, ...], int] = {}
         for job in began.values():
             prompts.setdefault(tuple(job.known), len(prompts))
-        height = next(h for h in self.heights if h >= len(prompts))
-        width = prompt_width(max(map(len, prompts)), self.sampler.engine, self.lengths[-1])
+        width = self._width(max(map(len, prompts)))
+        height = next(h for h in self._heights(width) if h >= len(prompts))
         tokens, lengths = np.zeros((height, width), np.int32), np.ones(height, np.int32)
         for ids, row in prompts.items():
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
         slots = self.sampler.slots
         rows = Admission(tokens, lengths, np.zeros(slots, np.int32), np.zeros(slots, bool), *np.zeros((4, slots), np.int32))
+        rounds = np.zeros(slots, np.int32)
         for slot, job in began.items():
             rows.owner[slot], rows.taken[slot] = prompts[tuple(job.known)], True
             rows.prompt_length[slot], rows.cap[slot] = len(job.prompt), job.cap
-            rows.prompt_id[slot], rows.sample[slot] = job.prompt_id, job.sample
-        return rows
+            rows.prompt_id[slot], rows.sample[slot], rounds[slot] = job.prompt_id, job.sample, job.round
+        return rows, rounds

@@ -13,17 +13,17 @@ def row_keys(seed: int, round: jax.Array, prompt_id: jax.Array, sample: jax.Arra
     """A key per row, folded from what the row is and never from where it lies: slot, bucket, batch and process leave no trace.
 
     Args:
-      round: int32[], which rollout.
+      round: int32[] or int32[S], the rollout in which the answer began.
       prompt_id, sample: int32[S].
     """
 
-    def one(prompt_id, sample):
+    def one(round, prompt_id, sample):
         key = jax.random.key(seed)
         for part in (round, prompt_id, sample):
             key = jax.random.fold_in(key, part)
         return key
 
-    return jax.vmap(one)(prompt_id, sample)
+    return jax.vmap(one)(jnp.broadcast_to(round, prompt_id.shape), prompt_id, sample)
 
 
 def sample_tokens(logits, keys, position, *, temperature, greedy: bool, top_p: float) -> tuple[jax.Array, jax.Array]:
@@ -124,7 +124,8 @@ def _inverse_cdf(p: jax.Array, uniform: jax.Array) -> jax.Array:
     block: two short sums are cheaper than one long one, and more exact.
     """
     rows, vocab = p.shape
-    width = max(1, round(vocab**0.5))
+    root = max(1, round(vocab**0.5))
+    width = next((w for w in range(root, root // 2, -1) if vocab % w == 0), root)  # one that needs no padding, which is a copy
     blocks = jnp.pad(p, ((0, 0), (0, -vocab % width))).reshape(rows, -1, width)
     sums = blocks.sum(-1)
     ends = jnp.cumsum(sums, axis=-1)

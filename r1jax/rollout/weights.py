@@ -2,12 +2,17 @@
 
 A scan over stacked layers would copy every layer's weights out of the stack for each token. Only where the trainer's own arrays
 are shared is that price paid.
+
+The trainer's layout becomes the sampler's in one program, in which each layer is cut out of its stack before it is gathered.
+No program reaches from some devices to others: there array after array is sent, and then cut.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,7 +47,9 @@ class Weights:
     """
 
     def __init__(self, specs: Tree, mesh: Mesh, rules: sharding.Rules, moves: Tree):
-        self.specs, self._moves = specs, moves
+        self.specs, self._moves, self._devices = specs, moves, tuple(mesh.devices.flat)
+        self.written = 0
+        """Bytes that the last ``take`` wrote, on all devices together."""
         self.shardings = sharding.param_shardings(specs, mesh, rules)
         self._counts = [jax.tree.leaves(s, is_leaf=is_spec)[0].shape[0] for s in specs["segments"]]
         (moving, self._still), (lie_moving, self._lie) = (parameters.split(t, moves) for t in (specs, self.shardings))
@@ -55,45 +62,66 @@ class Weights:
         """Where the arrays of a copy lie."""
         return self._apart(lie, self.specs, self.shardings)
 
+    def abstract(self) -> Tree:
+        """ShapeDtypeStructs of a copy, with shardings."""
+
+        def one(spec: ParamSpec, where: NamedSharding, layers: range | None) -> Any:
+            x = jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype))
+            made = jax.eval_shape(lambda x: turn(spec, x, layers), x)
+            return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), made, lie(spec, where, layers))
+
+        return self._apart(one, self.specs, self.shardings)
+
     def take(self, params: Tree) -> Tree:
         """A copy in the types of ``specs``. Only what moves is read again, as long as the rest are the very arrays of the call
         before."""
         moving, still = parameters.split(params, self._moves)
         given = jax.tree.leaves(still)
+        self.written = 0
         if not given:
-            return self._copy(moving)
+            return self._count(self._copy(moving))
         if self._given is None or any(a is not b for a, b in zip(given, self._given, strict=True)):
             self._given = self._taken = None  # or there would be two copies while the new one is made
             self._taken = self._take_still(still)
             self._given = given
-        return _merge(self._copy(moving), self._taken)
+        return _merge(self._count(self._copy(moving)), self._taken)
 
     def take_over(self, params: Tree) -> Tree:
         """``params`` themselves, which have these types and lie as ``shardings`` say. They go array by array, so that no
         second model stands beside the first."""
 
-        def one(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:
-            if layers is None and not _is_turned(spec):
-                return x
-            out = jax.jit(lambda x: turn(spec, x, layers), out_shardings=lie(spec, x.sharding, layers))(x)
-            jax.block_until_ready(out)
-            x.delete()
-            return out
-
-        return self._apart(one, self.specs, params)
+        return self._apart(_turn_over, self.specs, params)
 
     def _take_still(self, still: Tree) -> Tree:
         as_they_are = jax.tree.map(fits, still, self._still, self._lie)
         shared, rest = parameters.split(still, as_they_are)
         of_shared, specs = parameters.split(self._still, as_they_are)
         _, where = parameters.split(self._lie, as_they_are)
-        return _merge(self._apart(_share, of_shared, shared), self._copier(specs, where)(rest))
+        return _merge(self._apart(_share, of_shared, shared), self._count(self._copier(specs, where)(rest)))
 
     def _copier(self, specs: Tree, where: Tree) -> Callable[[Tree], Tree]:
+        @partial(jax.jit, out_shardings=self._apart(lie, specs, where))
         def copy(params):
             return self._apart(turn, specs, quantized.read(params, specs))
 
-        return jax.jit(copy, out_shardings=self._apart(lie, specs, where))
+        def send(params):
+            def one(spec, x, where):
+                sent = jax.device_put(quantized.read(x, spec), where, may_alias=False)
+                return jax.block_until_ready(sent)  # or all would be read before the first has left
+
+            sent = jax.tree.map(one, specs, params, where, is_leaf=lambda x: is_spec(x) or quantized.is_quantized(x))
+            return self._apart(_turn_over, specs, sent)
+
+        def by_devices(params):
+            here = all(_devices(x.sharding) == self._devices for x in jax.tree.leaves(params))
+            return copy(params) if here else send(params)
+
+        return by_devices
+
+    def _count(self, copied: Tree) -> Tree:
+        for x in jax.tree.leaves(copied):
+            self.written += len(x.sharding.device_set) * math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        return copied
 
     def _apart(self, f: Callable, specs: Tree, tree: Tree) -> Tree:
         """``f(spec, x, None)`` in the place of each array x, and of each stacked one a layer of ``f(spec, x, layers)``."""
@@ -148,6 +176,21 @@ def lie(spec: ParamSpec, where: NamedSharding, layers: range | None) -> Any:
     if not _is_turned(spec):
         return NamedSharding(where.mesh, PartitionSpec(*axes))
     return Turned(NamedSharding(where.mesh, PartitionSpec(*axes[spec.inputs :], *axes[: spec.inputs])))
+
+
+def _devices(where: jax.sharding.Sharding) -> tuple[jax.Device, ...]:
+    """In their order, which a program has too."""
+    return tuple(where.mesh.devices.flat) if isinstance(where, NamedSharding) else tuple(where.device_set)
+
+
+def _turn_over(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:
+    """As ``turn``; x is no more."""
+    if layers is None and not _is_turned(spec):
+        return x
+    out = jax.jit(lambda x: turn(spec, x, layers), out_shardings=lie(spec, x.sharding, layers))(x)
+    jax.block_until_ready(out)
+    x.delete()
+    return out
 
 
 def _share(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:

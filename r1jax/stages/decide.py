@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from r1jax import config, rundir
+from r1jax import config, mirror, rundir
 from r1jax.config import AnyStage, Pipeline, RejectionSampling
 from r1jax.rundir import RunDir
 
@@ -40,7 +40,8 @@ def decide(
       last: ``--until``: stages after it are left alone.
 
     Raises:
-      ConfigError: there is no such stage, or what a stage needs is neither finished nor to be run.
+      ConfigError: there is no such stage; what a stage needs is neither finished nor to be run; a stage on ``gs://`` is to be
+        run anew.
     """
     stages, inputs = pipeline.stages(), pipeline.inputs()
     names = list(stages)
@@ -76,6 +77,11 @@ def decide(
                 found[name] = Decision("keep", "finished")
             else:
                 found[name] = Decision("go on", f"from {rundir.last_saved(place)}")
+    if (again := [n for n, d in found.items() if d.do == "rerun"]) and mirror.is_remote(at := mirror.there(run)):
+        raise config.ConfigError(
+            f"{at}: {' and '.join(again)} must be run anew ({again[0]}: {found[again[0]].why}), and in a bucket nothing is put "
+            f"aside for you: move it away (gcloud storage mv {at}/{again[0]} {at}/{again[0]}.1), or delete it, and begin again"
+        )
     return found
 
 

@@ -50,9 +50,13 @@ def dry_run(
 def show(console: Console, title: str, found: Prepared) -> None:
     stage = found.stage
     console.print(found.memory.table(title))
+    if found.mesh_reason:
+        console.print(found.mesh_reason)
     if found.chosen:
         console.print(micro_batch.line(stage, found.mesh))
-    console.print(f"{title}: {stage.steps} steps on {sharding.describe(found.mesh)}, {len(found.held_out)} held-out problems")
+    where, sampled = (sharding.describe(mesh) for mesh in (found.mesh, sharding.sampler_mesh(stage.engine, found.mesh)))
+    where += "" if sampled == where and not stage.engine.devices else f", sampled on {sampled}"
+    console.print(f"{title}: {stage.steps} steps on {where}, {len(found.held_out)} held-out problems")
     if found.mixture is None:
         console.print(f"{title}: its rows are not made yet, so that none is shown")
         return

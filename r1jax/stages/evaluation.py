@@ -53,7 +53,7 @@ def evaluate(work: Workspace, *, samples: int, greedy: bool = False) -> tuple[di
             f"all {len(work.held_out)} held-out prompts are longer than engine.max_prompt_tokens "
             f"{stage.engine.max_prompt_tokens}; raise it"
         )
-    work.sampler.load(work.state.params)
+    work.load_sampler()
     with work.phase("eval", len(asked) * (samples + greedy), "answers"):
 
         def ask(sampling, samples):

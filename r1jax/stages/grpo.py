@@ -11,16 +11,17 @@ import dataclasses
 import jax
 import numpy as np
 
-from r1jax import config
 from r1jax.advantages import group_advantages, no_signal
 from r1jax.data.packing import pack_sequences
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
 from r1jax.plan import spent
+from r1jax.stages import rollouts
 from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
-from r1jax.stages.workspace import Workspace
-from r1jax.types import PackedBatch
+from r1jax.stages.rollouts import length_cap, next_questions
+from r1jax.stages.workspace import Workspace, told
+from r1jax.types import PackedBatch, Trajectories
 
 
 def train(work: Workspace) -> None:
@@ -36,15 +37,18 @@ def play_round(work: Workspace) -> None:
     advantages = group_advantages(answers.rewards, work.stage.group, std=work.stage.advantage_std)
     write_samples(work, answers, advantages)
     minibatches = split(work, answers, advantages)
-    work.count(spent.of_round(work.stage, work.model, answers.trajectories))
+    fresh = work.step == work.cursor.refreshed
+    work.count(spent.of_round(work.stage, work.model, answers.trajectories, fresh_reference=fresh))
+    rollouts.sample_ahead(work)
     with work.phase("score", len(minibatches), "batches"):
-        batches = [pack(work, answers, advantages, rows) for rows in minibatches]
-    for rows, (batch, count, divisor) in zip(minibatches, batches, strict=True):
-        with work.phase("update", 1, "updates"):
-            work.state, metrics = work.trainer.update(work.state, batch, count, divisor)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            work.display.advance(1, int(metrics["tokens"]))
-        log(work, answers, rows, metrics)
+        batches = [pack(work, answers, advantages, rows, first=i == 0) for i, rows in enumerate(minibatches)]
+    with work.phase("update", len(batches), "updates"):
+        metrics = told([work.update(*batch) for batch in batches])  # the device has all updates before it is waited for
+        work.display.advance(len(batches), int(sum(m["tokens"] for m in metrics)))
+    each = work.seconds["update"] / len(batches)
+    for i, rows in enumerate(minibatches):
+        work.seconds["update"] = each
+        log(work, answers, rows, metrics[i], began + i + 1)
     work.cursor.round += 1
     end_of_round(work, began)
 
@@ -53,26 +57,23 @@ def next_answers(work: Workspace) -> Answers:
     """Answers to a round's questions. With ``dynamic_sampling``, groups without a signal give way to answers to the questions
     that come next."""
     stage = work.stage
-    answers = roll_out(work, next_questions(work, stage.questions * stage.minibatches))
+    answers = find_answers(work, stage.questions * stage.minibatches)
     work.replaced = 0
     for _ in range(stage.dynamic_sampling):
         silent = no_signal(answers.rewards, stage.group)
         if not silent.any():
             break
-        more = roll_out(work, next_questions(work, int(silent.sum())))
+        more = find_answers(work, int(silent.sum()))
         answers = replace_groups(answers, silent, more)
         work.replaced += int(silent.sum())
     return answers
 
 
-def next_questions(work: Workspace, count: int) -> list[Question]:
-    """The next rows whose prompts fit; the others are left out and counted."""
-    cursor = work.cursor
-    asked, cursor.row, left_out = asking.take(
-        work.mixture, cursor.row, count, work.template, work.stage.engine.max_prompt_tokens
-    )
-    cursor.left_out += left_out
-    return asked
+def find_answers(work: Workspace, questions: int) -> Answers:
+    """The answers to so many questions."""
+    if work.stage.off_policy:
+        return rollouts.answers(work, questions)
+    return roll_out(work, next_questions(work, questions))
 
 
 def replace_groups(answers: Answers, where: np.ndarray, new: Answers) -> Answers:
@@ -99,11 +100,6 @@ def replace_groups(answers: Answers, where: np.ndarray, new: Answers) -> Answers
     )  # fmt: skip
 
 
-def length_cap(stage: config.GRPO, step: int) -> int:
-    """The longest answer at this step, in tokens (R1-Zero doubled it at step 8200)."""
-    return [stage.sampling.max_new_tokens, *(cap for at, cap in stage.length_schedule if at <= step)][-1]
-
-
 def roll_out(work: Workspace, asked: list[Question]) -> Answers:
     """``group`` answers to each question by the current policy, scored as they come.
 
@@ -112,7 +108,7 @@ def roll_out(work: Workspace, asked: list[Question]) -> Answers:
     """
     stage = work.stage
     sampling = dataclasses.replace(stage.sampling, max_new_tokens=length_cap(stage, work.step))
-    work.sampler.load(work.state.params)
+    work.load_sampler()
     with work.phase("rollout", len(asked) * stage.group, "answers") as rollout:
         sampled = asking.sample(
             asked, sampler=work.sampler, pool=work.pool, tokenizer=work.tokenizer, sampling=sampling, samples=stage.group,
@@ -134,9 +130,12 @@ def split(work: Workspace, answers: Answers, advantages: np.ndarray) -> list[np.
     return list(rows[: stage.steps - work.step])
 
 
-def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.ndarray) -> tuple[PackedBatch, int, float]:
+def pack(
+    work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.ndarray, *, first: bool
+) -> tuple[PackedBatch, int, float]:
     """One update's batch on the mesh, with the log-probs of pi_old and of the reference: (batch, micro-batches in it,
-    denominator)."""
+    denominator). In the ``first`` update of a round the policy is pi_old, and before its own first update also the reference:
+    the update then takes its own log-probs, so that the ratio is exactly 1 and the KL exactly 0, and needs no second pass."""
     stage, t, trainer = work.stage, answers.trajectories, work.trainer
     spans = [slice(0, int(t.length[i])) for i in rows]
     host, count = pack_sequences(
@@ -156,22 +155,21 @@ def pack(work: Workspace, answers: Answers, advantages: np.ndarray, rows: np.nda
     batch = trainer.put(host)
     if stage.old_logprobs == "sampler":
         batch = batch.replace(old_logprobs=batch.sampler_logprobs)
-    elif (
-        stage.minibatches > 1
-    ):  # with one update per round the policy is pi_old, and the loss needs no second pass for a ratio of 1
+    elif not first:
         batch = batch.replace(old_logprobs=trainer.logprobs(work.state.params, batch, count))
     if trainer.has_reference:
-        # Other weights would not have made the recorded choices: the reference routes by itself.
-        own = batch.replace(routes=None)
-        # Until its first update the policy is the reference: one pass serves both.
-        same = work.step == work.cursor.refreshed and stage.old_logprobs == "trainer" and batch.old_logprobs is not None
-        reference = batch.old_logprobs if same else trainer.logprobs(trainer.reference(work.state), own, count)
-        batch = batch.replace(ref_logprobs=reference)
+        same = work.step == work.cursor.refreshed
+        if same and not first and stage.old_logprobs == "trainer":
+            batch = batch.replace(ref_logprobs=batch.old_logprobs)
+        elif not (same and first):
+            # Other weights would not have made the recorded choices: the reference routes by itself.
+            own = batch.replace(routes=None)
+            batch = batch.replace(ref_logprobs=trainer.logprobs(trainer.reference(work.state), own, count))
     cap = length_cap(stage, work.step)
     return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)
 
 
-def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, float]) -> None:
+def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, float], step: int) -> None:
     """One line per update: the metrics of its own answers."""
     stage, t = work.stage, answers.trajectories
     mine = Answers(
@@ -185,8 +183,23 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
     values |= work.data_metrics()
     values["round"] = float(work.cursor.round)
     values["tokens_per_s/rollout"] = work.rollout_rate
-    values |= work.sampler.usage.metrics(work.sampler.slots)
-    work.write(work.step, values)
+    values |= work.usage or work.sampler.usage.metrics(work.sampler.slots)
+    if stage.off_policy:
+        values |= age_metrics(mine.trajectories, step - 1)
+    values["rollout/reshard_bytes"] = float(work.sampler.reshard_bytes)
+    work.write(step, values)
+
+
+def age_metrics(t: Trajectories, step: int) -> dict[str, float]:
+    """How many updates lie between the weights that sampled a token and those of ``step``, over all tokens, and the share of
+    answers that were not sampled by one policy."""
+    ages = step - t.version[t.loss_mask]
+    several = [np.ptp(versions[mask]) > 0 for versions, mask in zip(t.version, t.loss_mask, strict=True)]
+    return {
+        "rollout/age_mean": float(ages.mean()),
+        "rollout/age_max": float(ages.max()),
+        "rollout/partial": float(np.mean(several)),
+    }
 
 
 def write_samples(work: Workspace, answers: Answers, advantages: np.ndarray) -> None:
@@ -220,6 +233,7 @@ def end_of_round(work: Workspace, began: int) -> None:
         work.cursor.refreshed = step
     score = None
     if stage.eval.every and (due(stage.eval.every) or last):
+        rollouts.settle(work)
         values = hold_out(work, last)
         score = values["eval/pass@1"]
     if last or due(stage.checkpoint.every):

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from r1jax import config, loading, rundir
+from r1jax import config, loading, mirror, processes, rundir
 from r1jax.config import GRPO, AnyStage, Pipeline, RejectionSampling
 from r1jax.eval.answers import from_first
 from r1jax.observe import ledger
@@ -20,7 +18,7 @@ from r1jax.stages.decide import Decision
 from r1jax.stages.dry_run import dry_run as show_dry_run
 from r1jax.stages.evaluation import hold_out
 from r1jax.stages.prepare import Prepared, PreparedRows, open_input, prepare_all, prepare_any
-from r1jax.stages.workspace import Preempted, Workspace, open_workspace, seen_by_first
+from r1jax.stages.workspace import Preempted, Workspace, open_workspace
 
 PREEMPTED = 75
 
@@ -49,7 +47,7 @@ def train(
     pipeline = isinstance(settings, Pipeline)
     if not pipeline and (first or last):
         raise config.ConfigError(f"--from and --until name stages of a pipeline, and {name} is a single stage")
-    path = None if run_dir is None else Path(run_dir)
+    path = None if run_dir is None else rundir.find(run_dir, jax.process_index())
     there = path if path is not None and rundir.is_run(path) else None
     if dry_run:
         return show_dry_run(settings, name, there, decide.decide(settings, there, first, last) if pipeline else None)
@@ -62,7 +60,7 @@ def train(
         decisions = agree(settings, run and run.path, first, last) if pipeline else None
         prepared = prepare_all(settings, name, run and run.path, decisions)
         run = run or open_run(name, settings, path)
-        print(f"run directory: {run.path}", flush=True)
+        print(f"run directory: {run.name}", flush=True)
         if pipeline:
             make_way(decisions, run, first)
             train_stages(settings, decisions, prepared, run)
@@ -71,7 +69,7 @@ def train(
         else:
             train_stage(prepared.get(name), settings, run, name)
     except Preempted as saved:
-        print(f"{saved}; go on with --run-dir {run.path}", flush=True)
+        print(f"{saved}; go on with --run-dir {run.name}", flush=True)
         return PREEMPTED
     except KeyboardInterrupt:
         # The command line says how to go on with a run.
@@ -83,6 +81,7 @@ def train(
         summary.show(run.path, settings)
         if pipeline:
             ledger.show(run.path, list(settings.stages()), settings.bill)
+        run.upload()
     return 0
 
 
@@ -95,7 +94,7 @@ def open_run(name: str, settings: AnyStage | Pipeline, path: Path | None) -> Run
             run = rundir.create(name, described) if path is None else rundir.open_or_resume(path, described)
         except config.ConfigError as error:
             refused = error
-    if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(refused is not None)).any():
+    if processes.any_of("open the run directory", refused is not None):
         refused = refused or config.ConfigError(f"process 0 cannot train in {path}; it says why")
     if refused is not None:
         raise refused
@@ -117,7 +116,7 @@ def agree(pipeline: Pipeline, run: Path | None, first: str | None, last: str | N
             found = decide.decide(pipeline, run, first, last)
         except config.ConfigError as error:
             refused = error
-    told = from_first({"found": found, "refused": refused and str(refused)})
+    told = from_first("decisions", {"found": found, "refused": refused and str(refused)})
     if told["refused"] is not None:
         raise config.ConfigError(told["refused"])
     return {name: Decision(*decision) for name, decision in told["found"].items()}
@@ -133,7 +132,7 @@ def make_way(decisions: Mapping[str, Decision], run: RunDir, first: str | None) 
         decide.note_asked(run.path, first)
     if all(decision.do == "keep" for decision in decisions.values()):
         print("every stage is finished: nothing to do", flush=True)
-    from_first(None)  # the others must not look for a stage before it was moved
+    processes.meet("stages put aside")  # the others must not look for a stage before it was moved
 
 
 def train_stages(
@@ -152,6 +151,8 @@ def train_stages(
         else:
             inner = open_run(name, stage, run.path / name)
             try:
+                if jax.process_index() > 0:
+                    rundir.find(run.name, jax.process_index())  # of a run on gs://, what the first process has written since
                 train_stage(given(stage, prepared.pop(name), done, inputs[name], inner.path), stage, inner, title)
             finally:
                 inner.close()
@@ -198,7 +199,7 @@ def train_stage(found: Prepared | PreparedRows | None, stage: AnyStage, run: Run
             (grpo if isinstance(stage, GRPO) else sft).train(work)
         work.checkpoints.wait()
         # An attempt may have ended between saving the last step and exporting it.
-        if stage.export.every and seen_by_first(not (run.exports / str(work.step)).exists()):
+        if stage.export.every and processes.first_says("not exported yet", not (run.exports / str(work.step)).exists()):
             work.export()
         if jax.process_index() == 0:
             run.finish(work.step)
@@ -206,7 +207,7 @@ def train_stage(found: Prepared | PreparedRows | None, stage: AnyStage, run: Run
 
 def finished_line(stage: AnyStage, run: RunDir) -> str:
     if isinstance(stage, RejectionSampling):
-        return f"already made {rundir.rows_of(run.path)}"
+        return f"already made {mirror.there(rundir.rows_of(run.path))}"
     return f"already finished at step {run.finished['step']}; more --steps make it go on"
 
 

@@ -126,7 +126,7 @@ def sample(work: Workspace, asked: list[Question]) -> Answers:
     """``group`` answers to each question, on a random stream that training does not use."""
     stage = work.stage
     cap = dict(stage.length_schedule).get(0, stage.sampling.max_new_tokens)
-    work.sampler.load(work.state.params)
+    work.load_sampler()
     return asking.sample(
         asked,
         sampler=work.sampler,

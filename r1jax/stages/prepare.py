@@ -18,12 +18,12 @@ from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.plan import memory, micro_batch, shortage
+from r1jax.plan import auto_mesh, memory, micro_batch, shortage
 from r1jax.rundir import RunDir
 from r1jax.stages.decide import Decision, steps
 from r1jax.stages.export import plan_export
 
-COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat")
+COMPUTE = ("param_dtype", "dtype", "matmul_dtype", "attention_kernel", "remat", "capacity_factor", "overlap")
 """The fields of a model that are not its architecture; a stage has each too."""
 
 
@@ -51,6 +51,8 @@ class Prepared:
     """``sources.NAME``, and ``eval.sources.NAME`` of the evaluation -> ``data.sources.Rows.identity``."""
     chosen: dict[str, int]
     """Fields that the config leaves to the memory that is free -> what was chosen."""
+    mesh_reason: str
+    """Why ``mesh.auto`` chose its sizes; empty if the config did."""
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of a pipeline's stage: each earlier stage that it begins with -> ``rundir.identity`` of what that made."""
 
@@ -153,6 +155,8 @@ def prepare(
         model, opened = find_model(stage, planned)
         found, template, text = find_text(stage, model, opened)
     stage.engine.check(model)
+    sizes, why = auto_mesh.choose(stage, model, devices=sharding.trainer_devices(stage.engine))
+    mesh = sharding.trainer_mesh(sizes, stage.engine)
     loaded = [(s, sources.load(s)) for s in stage.sources if not unmade(s)]
     waits = any(map(unmade, (*stage.sources, *stage.eval.sources)))
     mixture = None if waits else Mixture(loaded, stage.seed)
@@ -169,7 +173,9 @@ def prepare(
     commits = {place: commit for place, commit in commits.items() if commit is not None}
     parts = (("sources", loaded), ("eval.sources", evaluated))
     digests = {f"{place}.{s.name}": r.identity for place, part in parts for s, r in part}
-    return Prepared(stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen)
+    return Prepared(
+        stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen, why
+    )  # fmt: skip
 
 
 def prepare_rows(
@@ -179,7 +185,7 @@ def prepare_rows(
     made: Mapping[str, Path] = MappingProxyType({}),
 ) -> PreparedRows:
     """A stage that makes rows. Arguments and errors are those of ``prepare``."""
-    mesh = sharding.make_mesh(stage.mesh)
+    mesh = sharding.sampler_mesh(stage.engine, sharding.make_mesh(stage.mesh))
     stage = dataclasses.replace(
         stage, sources=named_files(stage.sources, made), join=named_files(stage.join, made)
     )
@@ -250,9 +256,14 @@ def find_model(
         raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
     if isinstance(stage, config.GRPO) and stage.routing_replay and not any(s.ff == "moe" for s in model.segments):
         raise config.ConfigError("routing_replay is on, but the model has no experts; leave it off")
-    if opened is not None and stage.param_dtype is None and not stage.lora.rank:
+    return with_choices(stage, model, loaded=opened is not None), opened
+
+
+def with_choices(stage: Stage, model: config.Model, *, loaded: bool) -> config.Model:
+    """An architecture with the stage's compute choices. Weights that are loaded are trained in float32 unless it says else."""
+    if loaded and stage.param_dtype is None and not stage.lora.rank:
         model = dataclasses.replace(model, param_dtype="float32")
-    return with_types(model, stage), opened
+    return with_types(model, stage)
 
 
 def find_text(

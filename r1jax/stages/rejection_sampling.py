@@ -19,20 +19,21 @@ import io
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from r1jax import config, loading, rundir
+from r1jax import config, loading, mirror, processes, rundir
 from r1jax.config.base import GuardStop
 from r1jax.data import output, selection
 from r1jax.data.selection import Counts, Dropped
 from r1jax.eval import answers as asking
-from r1jax.eval.answers import Answers, Question, from_all, from_first
+from r1jax.eval.answers import Answers, Question, from_first
 from r1jax.observe import compiling, jsonl
 from r1jax.observe.display import Display
 from r1jax.observe.energy import Meter
@@ -48,6 +49,11 @@ from r1jax.stages.prepare import PreparedRows
 from r1jax.stages.rewriting import rewriter
 from r1jax.stages.workspace import Preempted, told_to_end
 from r1jax.types import FINISH
+
+UPLOAD_EVERY = 600.0
+"""Seconds: all answers that there are travel to a bucket each time."""
+PATIENCE = 12 * 3600.0
+"""Seconds: process 0 alone chooses among all answers, while the others wait."""
 
 
 def make(found: PreparedRows, run: RunDir, title: str) -> None:
@@ -68,10 +74,10 @@ def make(found: PreparedRows, run: RunDir, title: str) -> None:
             with work.phase("select"):
                 count = write_rows(work)
             work.ledger.save(work.batches)
-        stop_if_none_is_kept(work, from_first(count))
+        stop_if_none_is_kept(work, from_first("kept rows", count, PATIENCE))
         if work.main:
             run.finish(work.batches)
-    from_first(None)  # the next stage reads what was written
+    processes.meet("rows made")  # the next stage reads what was written
 
 
 @dataclass
@@ -87,6 +93,7 @@ class Making:
     """Batches that are sampled."""
     batches: int
     terminating: threading.Event
+    uploaded: float = field(default_factory=time.monotonic)
 
     @property
     def main(self) -> bool:
@@ -100,6 +107,12 @@ class Making:
 
     def account(self, phase: Phase) -> None:
         self.ledger.add(phase.name, phase.seconds, phase.tokens)
+
+    def upload(self) -> None:
+        """Of a run on ``gs://``, from time to time."""
+        if time.monotonic() - self.uploaded > UPLOAD_EVERY:
+            self.run.upload()
+            self.uploaded = time.monotonic()
 
     def row(self, number: int) -> dict:
         """The row of a prompt, of all sources one after the other."""
@@ -121,7 +134,7 @@ def open_making(found: PreparedRows, run: RunDir, title: str) -> Iterator[Making
         pool = stack.enter_context(Pool(stage.workers))
         pool.check([*(name for s in stage.sources for name in s.rewards), *stage.judge])
         written = read_metrics(run.path) if main and run.metrics.exists() else []
-        done = from_first(max((int(row["step"]) for row in written), default=0))
+        done = from_first("batches done", max((int(row["step"]) for row in written), default=0))
         if main and not done:
             run.record(found.commits, found.digests, inputs=found.inputs)
         console = None if main else Console(file=io.StringIO())
@@ -129,7 +142,7 @@ def open_making(found: PreparedRows, run: RunDir, title: str) -> Iterator[Making
         meter = stack.enter_context(Meter()) if main else None
         ledger = Ledger(run.path, found.mesh.size, resumed_at=done or None, meter=meter)
         if done:
-            display.note(f"going on from batch {done} of {batches} of {run.path}")
+            display.note(f"going on from batch {done} of {batches} of {run.name}")
         work = Making(found, run, pool, display, ledger, done, batches, stack.enter_context(told_to_end()))
         stack.enter_context(compiling.watch(partial(display.phase, "compile"), work.account))
         yield work
@@ -170,9 +183,10 @@ def sample_all(work: Making) -> None:
             if metrics is not None:
                 metrics.write(work.done, values)
                 work.ledger.save(work.done)
+                work.upload()
             work.display.step(work.done, values)
-            if any(from_all(work.terminating.is_set())):
-                raise Preempted(f"told to end: saved {work.done} of {work.batches} batches of {work.run.path}")
+            if processes.any_of("told to end", work.terminating.is_set()):
+                raise Preempted(f"told to end: saved {work.done} of {work.batches} batches of {work.run.name}")
 
 
 def next_questions(work: Making) -> tuple[list[Question], dict[str, int]]:
@@ -263,14 +277,14 @@ def choose(work: Making) -> int:
                 for row in selection.choose(stage, partial(candidates, work, step), partial(_report, report)):
                     output.write_row(file, row)
                     count += 1
-    return from_first(count)
+    return from_first("chosen rows", count, PATIENCE)
 
 
 def stop_if_none_is_kept(work: Making, count: int) -> None:
     if not count:
         raise GuardStop(
-            f"none of the answers was kept ({work.run.samples} says why of each, in 'dropped'); lower what keep and readable "
-            "ask, or sample more"
+            f"none of the answers was kept ({mirror.there(work.run.samples)} says why of each, in 'dropped'); lower what keep "
+            "and readable ask, or sample more"
         )
 
 
@@ -313,7 +327,7 @@ def rewrite(work: Making, count: int) -> None:
     stage, path = work.found.stage, work.run.path
     file = path / "rewritten.jsonl"
     lines = selection.whole_lines(file) if work.main else []
-    done = from_first(len(lines) if len(lines) == count else len(lines) // stage.together * stage.together)
+    done = from_first("rewritten rows", len(lines) if len(lines) == count else len(lines) // stage.together * stage.together)
     if work.main:
         file.write_bytes(b"".join(lines[:done]))
     if done == count:
@@ -323,7 +337,7 @@ def rewrite(work: Making, count: int) -> None:
         chosen = itertools.islice(jsonl.read(path / "chosen.jsonl"), done, None) if work.main else None
         out = stack.enter_context(file.open("ab")) if work.main else None
         while done < count:
-            rows = from_first(list(itertools.islice(chosen, stage.together)) if work.main else None)
+            rows = from_first("rows to rewrite", list(itertools.islice(chosen, stage.together)) if work.main else None)
             numbers = range(done, done + len(rows))
             with work.phase("rewrite", len(rows), "answers"):
                 turns = write_again(rows, numbers)
@@ -338,9 +352,10 @@ def rewrite(work: Making, count: int) -> None:
                     out.write(jsonl.line({"row": again, "dropped": rule, "why": why}))
                 out.flush()
                 work.ledger.save()
+                work.upload()
             done += len(rows)
-            if any(from_all(work.terminating.is_set())):
-                raise Preempted(f"told to end: saved {done} of {count} rewritten answers of {path}")
+            if processes.any_of("told to end", work.terminating.is_set()):
+                raise Preempted(f"told to end: saved {done} of {count} rewritten answers of {work.run.name}")
 
 
 def scored_again(work: Making, rows: list[dict], turns: list[str | None]) -> list[Dropped | None]:
@@ -392,7 +407,7 @@ def write_rows(work: Making) -> int:
     (path / "chosen.jsonl").unlink(missing_ok=True)
     dropped = ", ".join(f"{reason} {n:,}" for reason, n in told["dropped"].items()) or "none"
     work.display.note(f"{told['kept']:,} of {told['answers']:,} answers kept; dropped: {dropped}")
-    work.display.note(f"{told['rows']:,} rows in {rundir.rows_of(path)}")
+    work.display.note(f"{told['rows']:,} rows in {mirror.there(rundir.rows_of(path))}")
     return told["kept"]
 
 
@@ -413,9 +428,9 @@ def counted(work: Making) -> Counts:
     counts = Counts()
     for step in read_metrics(work.run.path):
         for key, value in step.items():
-            for field, prefix in (("prompts", "data/prompts/"), ("left_out", "data/left_out/")):
+            for name, prefix in (("prompts", "data/prompts/"), ("left_out", "data/left_out/")):
                 if key.startswith(prefix):
-                    counts.of(key.removeprefix(prefix))[field] += int(value)
+                    counts.of(key.removeprefix(prefix))[name] += int(value)
     for sample in jsonl.read(work.run.samples):
         counts.of(sample["source"])["answers"] += 1
         if sample["dropped"]:

@@ -95,7 +95,7 @@ def _by_endpoint(settings: config.Rewrite, write: Callable[[dict], str]) -> Rewr
         return list(await asyncio.gather(*map(one, rows)))
 
     def rewrite(rows: Sequence[dict], numbers: Sequence[int]) -> list[str | None]:
-        return from_first(asyncio.run(every(rows)) if jax.process_index() == 0 else None)
+        return from_first("rewritten answers", asyncio.run(every(rows)) if jax.process_index() == 0 else None)
 
     return rewrite
 

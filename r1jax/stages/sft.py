@@ -7,7 +7,7 @@ from r1jax.data.packing import pack_sequences
 from r1jax.losses.sums import denominator
 from r1jax.plan import spent
 from r1jax.stages.evaluation import hold_out
-from r1jax.stages.workspace import Workspace
+from r1jax.stages.workspace import Workspace, told
 
 
 def train(work: Workspace) -> None:
@@ -30,8 +30,7 @@ def train(work: Workspace) -> None:
             )
             tokens = int(batch.mask.sum())
             total = denominator("token", answers=stage.batch, tokens=tokens, cap=stage.sequence_length)
-            work.state, metrics = work.trainer.update(work.state, work.trainer.put(batch), count, total)
-            values = {name: float(value) for name, value in metrics.items()}
+            values = told(work.update(work.trainer.put(batch), count, total))
             work.display.advance(1, int((batch.segments > 0).sum()))
         work.count({"update": spent.trained(work.model, [len(e.tokens) for e in examples], tokens)})
         cursor.round += 1

@@ -8,16 +8,15 @@ import io
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
-from r1jax import config, loading, lora
+from r1jax import config, loading, lora, processes, sharding
 from r1jax.checkpoint import Checkpointer
 from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
@@ -34,10 +33,12 @@ from r1jax.plan import micro_batch, shortage
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
+from r1jax.stages.begun import Group, Rollout, restored, saved
 from r1jax.stages.export import export_step
 from r1jax.stages.prepare import Prepared
 from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
+from r1jax.types import PackedBatch
 
 
 @dataclass
@@ -80,16 +81,25 @@ class Workspace:
     held_out: list[dict]
     terminating: threading.Event
     planned_export: hugging_face.Plan | None
+    step: int
+    """``state.step``, counted here: to read it would wait for the device."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
     rollout_rate: float = 0.0
     """Sampled tokens per second of the last rollout."""
     replaced: int = 0
     """Groups without a signal that gave way to others in the last rollout."""
-
-    @property
-    def step(self) -> int:
-        return int(self.state.step)
+    usage: dict[str, float] = field(default_factory=dict)
+    """``Usage.metrics`` of the rollout that is learned from, where the sampler may be at another already."""
+    kept: list[Group] = field(default_factory=list)
+    """Answers that go on in the next rollout."""
+    ahead: Future[Rollout] | None = None
+    """The next round's answers, which are being sampled; ``kept`` is then theirs."""
+    aside: ThreadPoolExecutor | None = None
+    """Samples while this thread computes updates; None where both must launch their programs in one order: on several
+    devices."""
+    leaving: threading.Event = field(default_factory=threading.Event)
+    """What is sampled in ``aside`` is no longer wanted."""
 
     @property
     def weights(self) -> dict[str, dict[str, float]]:
@@ -118,6 +128,12 @@ class Workspace:
         for name, n in flops.items():
             self.ledger.add(name, flops=n)
 
+    def load_sampler(self) -> None:
+        """The sampler takes the weights of now."""
+        with self.phase("reshard"):
+            self.sampler.load(self.state.params, version=self.step)
+            jax.block_until_ready(self.sampler.params)
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics, and one on the terminal."""
         values = {**values, **{f"time/{name}": s for name, s in self.seconds.items()}}
@@ -128,10 +144,23 @@ class Workspace:
         if jax.process_index() == 0:
             self.ledger.save()
 
+    def update(self, batch: PackedBatch, count: int, denominator: float) -> dict[str, jax.Array]:
+        """Has the trainer make an update. Does not wait for it, nor for its metrics."""
+        self.state, metrics = self.trainer.update(self.state, batch, count, denominator)
+        self.step += 1
+        return metrics
+
     def save(self, score: float | None = None) -> None:
         with self.phase("save"):
             meta = {"cursor": dataclasses.asdict(self.cursor), "data": self.mixture.fingerprint}
-            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score)
+            answers, about = saved(self.kept, self.ahead and self.ahead.result())
+            if about is not None:
+                meta["ahead"] = about
+            if jax.process_index() == 0:
+                self.ledger.save(self.step)
+                self.metrics.flush()
+                self.run.upload()  # first: what a checkpoint goes on from must not be lost with the machine
+            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score, answers)
         if jax.process_index() == 0:
             self.ledger.save(self.step)
 
@@ -139,23 +168,22 @@ class Workspace:
         """Writes RUN/exports/STEP."""
         with self.phase("export"):
             export_step(self.planned_export, self.state.params, self.run.exports, self.step, self.stage.export.keep)
+            self.run.upload()
 
     def stop_if_terminated(self) -> None:
         """Saves and leaves if a SIGTERM or SIGHUP arrived. Call it where the state is whole: between rounds."""
-        told = np.array(self.terminating.is_set())
-        if jax.process_count() > 1:
-            told = multihost_utils.process_allgather(told)
-        if told.any():
+        if processes.any_of("told to end", self.terminating.is_set()):
             self.checkpoints.wait()
-            if seen_by_first(self.checkpoints.latest() != self.step):  # saved just now, it has the score of its evaluation
+            # Saved just now, it has the score of its evaluation.
+            if processes.first_says("not saved yet", self.checkpoints.latest() != self.step):
                 self.save()
                 self.checkpoints.wait()
-            raise Preempted(f"told to end: saved at step {self.step} of {self.run.path}")
+            raise Preempted(f"told to end: saved at step {self.step} of {self.run.name}")
 
 
-def seen_by_first(value: bool) -> bool:
-    """What process 0 sees in the run directory: on a network disk others may see it later, and what follows takes them all."""
-    return bool(multihost_utils.broadcast_one_to_all(np.array(value))) if jax.process_count() > 1 else value
+def told(metrics: Any) -> Any:
+    """Metrics of the device as numbers, fetched all at once."""
+    return jax.tree.map(float, jax.device_get(metrics))
 
 
 @contextlib.contextmanager
@@ -164,8 +192,9 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
     main = jax.process_index() == 0
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
+    where = sharding.sampler_mesh(stage.engine, mesh)
     sampler = Sampler(
-        model, stage.engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
+        model, stage.engine, where, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
         record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -180,6 +209,8 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         console = None if main else Console(file=io.StringIO())
         display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
         display.note(found.memory.line())
+        if found.mesh_reason:
+            display.note(found.mesh_reason)
         if found.chosen:
             display.note(micro_batch.line(stage, mesh))
         stack.enter_context(_out_of_memory(display, found))
@@ -195,7 +226,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
                 cursor = Cursor(**meta["cursor"])
                 if meta["data"] != mixture.fingerprint:
                     raise config.ConfigError(
-                        f"{run.path}: its sources changed since step {latest}; restore them, or start a new run from it"
+                        f"{run.name}: its sources changed since step {latest}; restore them, or start a new run from it"
                     )
         # An attempt that trained nothing counts for nothing: not even its evaluation before step 1 is kept.
         resumed_at = latest or -1
@@ -209,14 +240,22 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
             )
             samples = stack.enter_context(SamplesWriter(run.path, resumed_at=resumed_at))
         if latest is not None:
-            display.note(f"going on from step {latest} of {run.path}")
+            display.note(f"going on from step {latest} of {run.name}")
         meter = stack.enter_context(Meter()) if main else None
-        ledger = Ledger(run.path, mesh.size, resumed_at=latest, meter=meter)
+        ledger = Ledger(run.path, mesh.size + stage.engine.devices, resumed_at=latest, meter=meter)
         terminating = stack.enter_context(told_to_end())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, found.held_out, terminating, found.export,
+            display, ledger, state, cursor, found.held_out, terminating, found.export, int(state.step),
         )  # fmt: skip
+        if isinstance(stage, config.GRPO) and stage.off_policy:
+            if latest is not None:
+                work.kept, work.ahead = restored(
+                    checkpoints.answers(latest), meta.get("ahead"), stage.group, mixture, found.template
+                )
+            if stage.one_step_off_policy and mesh.size == 1:
+                work.aside = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollout"))
+                stack.callback(work.leaving.set)  # before it waits for the thread
         stack.enter_context(compiling.watch(partial(display.phase, "compile"), work.account))
         yield work
 

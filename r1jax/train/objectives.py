@@ -34,17 +34,26 @@ def logprobs(params, batch: PackedBatch, *, model: config.Model, temperature: fl
 
 
 def loss(
-    params, batch: PackedBatch, totals: dict[str, jax.Array], *, stage: config.Stage, model: config.Model
+    params,
+    batch: PackedBatch,
+    totals: dict[str, jax.Array],
+    own: dict[str, jax.Array] | None = None,
+    *,
+    stage: config.Stage,
+    model: config.Model,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A micro-batch's part of the loss, and the sums it adds to the metrics.
 
     Args:
       totals: denominators over the *whole* batch, float32[]: ``loss``, ``sequences``, ``mtp``. They make value and gradient
         independent of how rows are split into micro-batches, packed or laid over devices.
+      own: for ``old_logprobs`` and ``ref_logprobs``, bool[]: the policy's own stand for what the batch holds.
     """
     rl = stage.kind == "grpo"
     values, entropy, (hidden, aux) = logprobs(params, batch, model=model, temperature=stage.sampling.temperature if rl else 1.0)
     if rl:
+        kept = jax.lax.stop_gradient(values)
+        batch = batch.replace(**{name: jnp.where(same, kept, vars(batch)[name]) for name, same in (own or {}).items()})
         main, sums = grpo_loss(
             values,
             old_logprobs=batch.old_logprobs,
@@ -67,6 +76,9 @@ def loss(
     if layers := moe_layers(model):
         balance = aux.balance / (totals["sequences"] * layers)
         sums |= {"balance": balance, "load": tuple(aux.load)}
+        if model.capacity_factor is not None:
+            sums["dropped"] = sum(d.sum() for d in aux.dropped if d is not None)
+            sums["choices"] = jnp.float32(batch.tokens.size * model.moe.top_k * layers)
         total += stage.balance_weight * balance
     if batch.routes is not None:
         sums["routes_apart"], sums["routes"] = sum(d.sum(0) for d in aux.disagreement if d is not None)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from r1jax import config
+from r1jax import config, sharding
 
 HOST = "pinned_host"
 SHARED = -1  # what belongs to no parameter: the number of updates
@@ -20,8 +20,10 @@ Step = Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree, Tree]]
 """(gradients, optimizer state, master weights or None, parameters) -> (parameters, master weights or None, optimizer state)."""
 
 
-def check(stage: config.Stage, mesh: jax.sharding.Mesh) -> None:
+def check(stage: config.Stage, mesh: sharding.AnyMesh) -> None:
     """Raises ConfigError if the stage wants memory that the devices cannot reach."""
+    if isinstance(mesh, jax.sharding.AbstractMesh):
+        return
     here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     reached = {m.kind for d in here[:1] for m in d.addressable_memories()}  # devices that are only described have none
     if stage.offload and reached and HOST not in reached:
@@ -57,7 +59,8 @@ def by_layer(
     hosted: bool,
 ) -> tuple[Tree, Tree, Tree]:
     """What ``step(grads, opt_state, master, params)`` returns, made of one array after another, and of an array of layers one
-    layer after another. The same arithmetic, but for the last bits, which the compiler fuses differently.
+    layer after another. Wherever its state lies it is the same arithmetic, rounded alike, if ``step`` is a computation of its
+    own (the branch of a ``cond``).
 
     Args:
       step: treats each number by itself.

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from r1jax import config, lora, sharding
 from r1jax import params as parameters
@@ -16,7 +17,7 @@ from r1jax.losses.sums import combine
 from r1jax.models import decoder
 from r1jax.train import objectives, offload
 from r1jax.train import state as states
-from r1jax.train.optimizer import clip_by_global_norm, optimizer, schedule
+from r1jax.train.optimizer import global_norm, optimizer, rates_of, scaled
 from r1jax.train.state import TrainState
 from r1jax.types import PackedBatch
 
@@ -35,7 +36,7 @@ class Trainer:
       ValueError: batch or sequences do not divide over the mesh, or a pattern of ``frozen`` or ``lora.targets`` matches none.
     """
 
-    def __init__(self, stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh):
+    def __init__(self, stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh):
         self.stage, self.model, self.mesh = stage, model, mesh
         self.ways = sharding.batch_ways(mesh, sharding.TRAIN)
         if stage.micro_batch == "auto":
@@ -44,6 +45,11 @@ class Trainer:
             raise ValueError(
                 f"micro_batch is {stage.micro_batch}, not a multiple of the {self.ways} devices that share a batch; "
                 "change one of them"
+            )
+        if stage.micro_batch % (model.overlap * self.ways):
+            raise ValueError(
+                f"overlap is 2 and micro_batch {stage.micro_batch}: the {self.ways} devices that share a batch cannot halve "
+                f"their rows; set micro_batch to a multiple of {2 * self.ways}, or overlap to 1"
             )
         if stage.sequence_length % mesh.shape["context"]:
             raise ValueError(
@@ -111,10 +117,28 @@ class Trainer:
     def update(
         self, state: TrainState, batch: PackedBatch, count: int, denominator: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        base = self._base(state)
+        """One update. Where ``batch`` has no ``old_logprobs`` or ``ref_logprobs``, the policy's own stand for them, in the same
+        program."""
+        base, own = self._base(state), {}
+        if self.stage.kind == "grpo":
+            for name in ("old_logprobs", "ref_logprobs")[: 1 + self.has_reference]:
+                own[name] = jnp.bool_(getattr(batch, name) is None)
+                if getattr(batch, name) is None:
+                    batch = batch.replace(**{name: batch.advantages})  # which is not read
         with sharding.using(self.mesh, sharding.TRAIN):
-            changed, sums = self._update(self.changing(state), batch, jnp.int32(count), jnp.float32(denominator), base)
+            changed, sums = self._update(self.changing(state), batch, jnp.int32(count), jnp.float32(denominator), base, own)
         return self.whole(changed, base), sums
+
+    def lower_update(self, batch: PackedBatch) -> jax.stages.Lowered:
+        """The update for ShapeDtypeStructs [M, B, T], to be compiled; creates no array."""
+        where = NamedSharding(self.mesh, sharding.partition((None, "batch", "sequence"), sharding.TRAIN))
+        base = jax.tree.map(_lay, parameters.abstract(self.base_specs), lora.off(self.param_shardings))
+        count, denominator = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+        with sharding.using(self.mesh, sharding.TRAIN):
+            return self._update.lower(
+                self.abstract(), jax.tree.map(lambda x: _lay(x, where), batch), count, denominator,
+                base if self.stage.lora.rank else None,
+            )  # fmt: skip
 
     def logprobs(self, params: Any, batch: PackedBatch, count: int) -> jax.Array:
         """float32[M, B, T], at the rollout's temperature; where the batch's mask is false they mean nothing."""
@@ -145,10 +169,9 @@ class Trainer:
 
     def _make_update(self) -> Callable:
         stage, model, mask, tx = self.stage, self.model, self._mask, self.tx
-        rate = schedule(stage.optimizer, stage.steps)
         objective = objectives.objective(stage, model)
 
-        def update(state: TrainState, batch: PackedBatch, count, denominator, base=None):
+        def update(state: TrainState, batch: PackedBatch, count, denominator, base=None, own=None):
             trainable, frozen = parameters.split(state.params, mask)
             starts = batch.segments != jnp.pad(batch.segments, ((0, 0), (0, 0), (1, 0)))[..., :-1]
             sequences = (starts & (batch.segments > 0)).sum().astype(jnp.float32)
@@ -161,7 +184,7 @@ class Trainer:
 
             def micro_gradient(i):
                 micro = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-                return jax.grad(lambda t: objective(whole(t), micro, totals), has_aux=True)(trainable)
+                return jax.grad(lambda t: objective(whole(t), micro, totals, own), has_aux=True)(trainable)
 
             def body(i, carry):
                 grads, sums = carry
@@ -174,18 +197,21 @@ class Trainer:
 
             shapes = jax.eval_shape(first, 0)
             grads, sums = jax.lax.fori_loop(0, count, body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-            grads, norm = clip_by_global_norm(grads, stage.optimizer.clip_norm)
+            norm, scale = global_norm(grads, stage.optimizer.clip_norm)
             finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
 
-            def kept(a, b):
-                return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
+            rates = rates_of(stage.optimizer, stage.steps, state.step - state.skipped)
 
             def step(grads, old_state, master, old):
-                exact = old if master is None else master
-                steps, opt_state = tx.update(grads, old_state, exact)
-                new = kept(optax.apply_updates(exact, steps), exact)
-                held = jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
-                return held, None if master is None else new, kept(opt_state, old_state)
+                def made():
+                    exact = old if master is None else master
+                    steps, opt_state = tx.update(scaled(grads, scale), old_state, exact, rates=rates)
+                    new = optax.apply_updates(exact, steps)
+                    held = jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
+                    return held, None if master is None else new, opt_state
+
+                # A computation of its own, which XLA fuses, and so rounds, alike wherever it stands.
+                return jax.lax.cond(finite, made, lambda: (old, master, old_state))
 
             if "optimizer" in stage.offload:
                 new, master, opt_state = offload.by_layer(
@@ -195,8 +221,8 @@ class Trainer:
                 new, master, opt_state = step(grads, state.opt_state, state.master, trainable)
             new = parameters.merge(new, frozen)
             if stage.bias_rate and not stage.lora.rank:
-                new = kept(balance_router(new, sums, stage.bias_rate), new)
-            lr = rate(state.step - state.skipped)
+                balanced = balance_router(new, sums, stage.bias_rate)
+                new = jax.tree.map(lambda x, y: jnp.where(finite, x, y), balanced, new)
             state = state.replace(
                 step=state.step + 1,
                 skipped=state.skipped + ~finite,
@@ -204,9 +230,13 @@ class Trainer:
                 master=master,
                 opt_state=opt_state,
             )
-            return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": lr}
+            return state, metrics(sums, denominator) | {"grad/norm": norm, "update/skipped": state.skipped, "lr": rates.lr}
 
         return update
+
+
+def _lay(x: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
 def _combine(a: dict, b: dict) -> dict:
@@ -257,6 +287,8 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         out["sampler/logprob_diff_max"] = sums["max/logprob_diff"]
     if "routes" in sums:
         out["sampler/route_disagreement"] = sums["routes_apart"] / jnp.maximum(sums["routes"], 1.0)
+    if "dropped" in sums:
+        out["expert/dropped"] = sums["dropped"] / sums["choices"]
     if "load" in sums:
         shares = [load / jnp.maximum(load.mean(-1, keepdims=True), 1e-9) for load in sums["load"] if load is not None]
         out["expert/max_load"] = jnp.stack([s.max() for s in shares]).max()

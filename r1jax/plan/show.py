@@ -1,0 +1,174 @@
+"""A plan as tables, and as a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from r1jax.config.model import CONFIG_671B
+from r1jax.config.plan import Efficiency
+from r1jax.plan import money, published
+from r1jax.plan.compiling import Program
+from r1jax.plan.memory import human
+from r1jax.plan.report import StagePlan
+
+LENGTHS = (2000, 4000, 7500, 10_000, 14_000)
+
+
+def render(p: StagePlan, price: float | None) -> Group:
+    parts: list[RenderableType] = [p.topology.describe(), mesh_line(p), p.memory.table(f"{p.title}, estimated")]
+    for program in p.programs:
+        parts += list(compiled(p, program))
+    parts += [phases(p), costs(p, price)]
+    if (p.model.n_layers, p.model.d_model) == (CONFIG_671B.n_layers, CONFIG_671B.d_model):
+        parts += [r1_hours(), money.ARE_PUBLISHED, money.ARE_ASSUMED]
+    return Group(*parts)
+
+
+def mesh_line(p: StagePlan) -> str:
+    split = ", ".join(f"{axis} {n}" for axis, n in p.shape.items() if n > 1) or "one device"
+    return f"mesh: {split}; micro_batch {p.stage.micro_batch} rows of {p.stage.sequence_length} tokens"
+
+
+def compiled(p: StagePlan, program: Program) -> Iterator[RenderableType]:
+    """What the compiler told of one program."""
+    if program.refused:
+        yield f"{program.name}: refused by the compiler after {program.seconds:.0f} s: {program.refused}"
+        yield from (f"  {human(size)}  {what}" for size, what in program.largest)
+        return
+    table = _table(f"{program.name}, compiled in {program.seconds:.0f} s: memory per device", ("", "bytes"))
+    for name, size in program.parts.items():
+        told = f"{name}, {program.cache_copies:.2g} copies of each token" if name == "cache" else name
+        table.add_row(told, human(size))
+    rest = program.arguments - sum(program.parts.values())
+    if rest > 0:
+        table.add_row("other arguments", human(rest))
+    made = "temporary: gradients, activations" if program.name == "update" else "temporary"
+    table.add_row(made, human(program.temporary))
+    table.add_row("results beside arguments, code", human(program.new_outputs + program.code))
+    if program.host:
+        table.add_row("on the host", human(program.host))
+    peak = p.peak(program)
+    table.add_row("peak, with what stays beside it", f"{human(peak)} of {human(p.memory.capacity)}", end_section=True)
+    yield table
+    turn = "of a micro-batch" if program.name == "update" else f"of a token for {program.slots} slots"
+    columns = ("", "along", "over", "times", "sent", "largest result")
+    links = _table(f"{program.name}: collectives {turn}, of one device", columns)
+    for c in program.collectives:
+        if c.axes:
+            where = "slice" if p.topology.chip.platform == "tpu" and c.link == "node" else c.link
+            links.add_row(c.kind, ", ".join(c.axes), where, f"{c.count:,.0f}", human(round(c.bytes)), human(c.largest))
+    yield links
+    if program.gathers:
+        yield "gathers whole: " + "; ".join(program.gathers)
+    else:
+        yield "no all-gather is as large as all tokens or as a kernel of all experts"
+    if peak > p.memory.capacity:
+        yield "largest buffers: " + ", ".join(f"{human(size)} {what}" for size, what in program.largest)
+
+
+def phases(p: StagePlan) -> Table:
+    """Time of a round."""
+    load = p.load
+    given = "given" if p.answer_known else "assumed: a quarter of the cap"
+    title = (
+        f"{p.title}: a round of {load.answers} answers and {load.updates} update{'s' * (load.updates > 1)}, mean answer "
+        f"{p.answer:,.0f} tokens ({given}), longest {load.longest:,.0f}"
+    )
+    columns = (
+        "of a device", "FLOPs", "memory", "in node", "beyond", "products s", "memory s", "links s", "exposed s", "other s",
+        "seconds",
+    )  # fmt: skip
+    table = _table(title, columns)
+    for name, x in p.round.phases.items():
+        table.add_row(
+            name, f"{x.flops:.2g}", human(round(x.memory)), human(round(x.node)), human(round(x.network)),
+            *(f"{s:,.1f}" for s in (x.arithmetic_s, x.memory_s, x.link_s, x.exposed_s, x.other_s, x.seconds)),
+        )  # fmt: skip
+    seconds = p.round.seconds
+    table.add_section()
+    table.add_row("round", *[""] * 9, f"{seconds:,.1f}")
+    table.add_row("without overlap", *[""] * 9, f"{p.round.without_overlap:,.1f}")
+    table.add_row("a step", *[""] * 9, f"{seconds / load.updates:,.1f}")
+    rate = load.answers * load.answer / seconds / p.topology.chips
+    table.add_row("tokens/s a chip", *[""] * 9, f"{rate:,.1f}")
+    return table
+
+
+def costs(p: StagePlan, price: float | None) -> Group:
+    """Device-hours of the whole stage, and dollars."""
+    h = p.hours
+    unit = "chip" if p.topology.chip.platform == "tpu" else "GPU"
+    table = _table(f"{p.title}: {p.stage.steps:,} steps", ("", f"{unit}-hours", *(("dollars",) if price is not None else ())))
+    for name, value in (("low", h.low), ("base", h.base), ("high", h.high)):
+        table.add_row(name, _hours(value), *((f"${value * price:,.0f}",) if price is not None else ()))
+    moved = [f"moved most by {text}: {_hours(one)} to {_hours(other)} {unit}-hours" for text, one, other in h.moved_by]
+    return Group(table, *moved)
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def r1_hours() -> Group:
+    """What was published of R1, and the rate that it implies."""
+    table = _table("R1 as published, H800-hours at $2", ("", "hours", "dollars"))
+    for name, hours in money.PUBLISHED:
+        table.add_row(name, f"{hours:,}", f"${hours * money.PUBLISHED_PRICE:,.0f}")
+    implied = ", ".join(f"{money.implied_rate(n):,.0f} at {n:,}" for n in LENGTHS)
+    return Group(table, f"R1-Zero's hours imply so many tokens/s of a GPU, at a mean answer of so many tokens: {implied}")
+
+
+def calibration(e: Efficiency) -> Table:
+    """Predicted over actual of published runs."""
+    title = "published runs, predicted with these shares: ratio is predicted over actual"
+    table = _table(title, ("run", "on", "predicted", "actual", "unit", "ratio", ""))
+    runs = (*published.TRAINING, *published.REINFORCEMENT)
+    for on, x in zip((r.topology for r in runs), published.predictions(e), strict=True):
+        note = "fitted" if x.fitted else x.assumed
+        table.add_row(x.run, on, f"{x.predicted:,.3g}", f"{x.actual:,.3g}", x.unit, f"{x.ratio:.2f}", note)
+    return table
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    return table
+
+
+def chart(plans: list[StagePlan], path: Path) -> None:
+    """Memory per device and time of a round, of every stage."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.4 + 1.1 * len(plans)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    names = [p.title for p in plans]
+    memory, time = figure.subplots(2, 1)
+    _stacked(memory, names, [{n: size / 2**30 for n, size in p.memory.parts.items()} for p in plans])
+    for i, p in enumerate(plans):
+        memory.plot([p.memory.capacity / 2**30] * 2, [i - 0.4, i + 0.4], color="black")
+        memory.plot([p.need / 2**30] * 2, [i - 0.4, i + 0.4], color="black", linestyle=":")
+    memory.set_title("GiB per device by part (line: capacity; dotted: needed at once)", loc="left")
+    _stacked(time, names, [{n: x.seconds for n, x in p.round.phases.items()} for p in plans])
+    time.set_title(f"seconds of a round on {plans[0].topology.name}", loc="left")
+    figure.savefig(path)
+
+
+def _stacked(axes, names: list[str], rows: list[dict[str, float]]) -> None:
+    from r1jax.observe.curve import COLOURS
+
+    labels = list(dict.fromkeys(label for row in rows for label in row))
+    left = [0.0] * len(rows)
+    for i, label in enumerate(labels):
+        values = [row.get(label, 0.0) for row in rows]
+        hatch = "//" if i >= len(COLOURS) else None
+        axes.barh(names, values, left=left, label=label, color=COLOURS[i % len(COLOURS)], hatch=hatch)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.legend(fontsize=7, frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,92 @@
+"""``r1jax plan``: every stage of a config on machines that are not here. Creates no arrays and reads no rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from rich.console import Console
+
+from r1jax import config
+from r1jax.config.plan import Plan
+from r1jax.plan import report, show, topology
+from r1jax.plan.topology import Topology
+from r1jax.stages.prepare import find_model, with_choices
+
+
+def plan(settings: config.AnyStage | config.Pipeline, name: str, command: Plan) -> int:
+    """Prints and writes the plan of every stage that trains. Returns the exit code.
+
+    Raises:
+      ConfigError: no such topology, a compiler is missing, no stage trains, or one does not fit: with settings that do.
+    """
+    every = settings.stages() if isinstance(settings, config.Pipeline) else {name: settings}
+    stages = {title: stage for title, stage in every.items() if isinstance(stage, config.Stage)}
+    if not stages:
+        raise config.ConfigError(f"{name} trains nothing: it makes rows, and only training is planned")
+    models = known_models(stages)
+    console = Console()
+    if left_out := [title for title in every if title not in stages]:
+        console.print(f"not planned, for they make rows and train nothing: {', '.join(left_out)}", highlight=False)
+    found = here(models[next(iter(stages))]) if command.topology == topology.HERE else topology.parse(command.topology)
+    plans = []
+    for title, stage in stages.items():
+        p = report.plan(title, stage, models[title], found, command, lambda text: console.print(text, highlight=False))
+        plans.append(p)
+        console.print(show.render(p, command.price), highlight=False)
+    console.print(show.calibration(command.efficiency), *published_notes(), highlight=False, sep="\n")
+    if command.out is not None:
+        write(plans, command)
+    if command.chart is not None:
+        show.chart(plans, command.chart)
+    if small := [p.why_not for p in plans if not p.fits]:
+        raise config.ConfigError("; ".join(small))
+    return 0
+
+
+def known_models(stages: dict[str, config.Stage]) -> dict[str, config.Model]:
+    """Each stage's architecture with its compute choices: its own ``model``, an earlier stage's, or that of the weights."""
+    found: dict[str, config.Model] = {}
+    for title, stage in stages.items():
+        if (earlier := stage.init.partition("@")[0]) in found:
+            found[title] = with_choices(stage, found[earlier], loaded=True)
+        elif stage.model is not None:
+            found[title] = with_choices(stage, stage.model, loaded=stage.init != "random")
+        else:
+            found[title] = find_model(stage, {})[0]
+    return found
+
+
+def here(model: config.Model) -> Topology:
+    """This machine's devices, with rates as they are measured on them."""
+    import jax
+
+    from r1jax import sharding
+    from r1jax.bench.limits import probe
+    from r1jax.plan.capacity import available
+
+    mesh = sharding.make_mesh(config.Mesh())
+    limits = probe(model, mesh, 64)
+    device = mesh.devices.flat[0]
+    kind = "cpu" if device.platform == "cpu" else device.platform
+    memory = available(mesh)
+    if memory is None:
+        raise config.ConfigError("the devices of this machine do not tell how much memory is free; name their topology instead")
+    rate = limits.flops_per_s("bfloat16") if model.matmul_dtype != "float32" else limits.flops_per_s("float32")
+    return topology.of_this_machine(kind, jax.device_count(), rate, limits.all_bytes_per_s / mesh.size, memory)
+
+
+def published_notes() -> list[str]:
+    from r1jax.plan.published import NOT_PREDICTED
+
+    return [f"not predicted: {text}" for text in NOT_PREDICTED]
+
+
+def write(plans: list[report.StagePlan], command: Plan) -> None:
+    told = {
+        "stages": [report.to_json(p, command.price) for p in plans],
+        "efficiency": dataclasses.asdict(command.efficiency),
+        "price": command.price,
+        "published": [dataclasses.asdict(x) | {"ratio": x.ratio} for x in show.published.predictions(command.efficiency)],
+    }
+    command.out.write_text(json.dumps(told, indent=1) + "\n")
