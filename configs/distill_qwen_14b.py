@@ -4,7 +4,7 @@
     sbatch --nodes=2 launch/slurm.sbatch distill_qwen_14b     # the same under SLURM
 
 Device    16 GPUs of 80 GB. Not run here. Rows need the extra `parquet`.
-Memory    66.4 GiB on each of 16: computed, as --dry-run does there.
+Memory    65.6 GiB on each of 16: computed, as --dry-run does there.
 Expected  with R1's own 800K samples: AIME 2024 pass@1 69.7 %, cons@64 80.0 %, MATH-500 93.9 %, GPQA Diamond 59.1 %,
           LiveCodeBench 53.1 %, Codeforces 1481 (arXiv 2501.12948v1, table 5). The released weights, measured by open-r1:
           AIME 2024 65.9 %, MATH-500 94.1 %. Those samples are unpublished; with the public ones here it is unknown.

@@ -3,7 +3,7 @@
     r1jax train distill_qwen_1_5b                       # one node of 8 x H800, H100 or A100
 
 Device    8 GPUs of 80 GB. Not run here. Rows need the extra `parquet`.
-Memory    18.6 GiB on each of 8: computed, the table that --dry-run prints.
+Memory    18.3 GiB on each of 8: computed, the table that --dry-run prints.
 Expected  with R1's own 800K samples: AIME 2024 pass@1 28.9 %, cons@64 52.7 %, MATH-500 83.9 %, GPQA Diamond 33.8 %,
           LiveCodeBench 16.9 %, Codeforces 954 (arXiv 2501.12948v1, table 5). The released weights, measured by open-r1:
           AIME 2024 30.7 %, MATH-500 83.1 %. Those samples are unpublished; with the public ones here it is unknown.

@@ -3,7 +3,7 @@
     r1jax train distill_qwen_7b                         # one node of 8 x H800, H100 or A100
 
 Device    8 GPUs of 80 GB. Not run here. Rows need the extra `parquet`.
-Memory    50.1 GiB on each of 8: computed, the table that --dry-run prints.
+Memory    49.6 GiB on each of 8: computed, the table that --dry-run prints.
 Expected  with R1's own 800K samples: AIME 2024 pass@1 55.5 %, cons@64 83.3 %, MATH-500 92.8 %, GPQA Diamond 49.1 %,
           LiveCodeBench 37.6 %, Codeforces 1189 (arXiv 2501.12948v1, table 5). The released weights, measured by open-r1:
           AIME 2024 50.8 %, MATH-500 94.5 %. Those samples are unpublished; with the public ones here it is unknown:

@@ -7,9 +7,9 @@ Device    one GPU of 24, 48 or 80 GB. Not run here. Rows need the extra `parquet
 Memory    computed, the table that --dry-run prints, where JAX has 0.92 of the card (GiB):
 
           card    micro_batch    at the most    optimizer    activations    on the host
-          24 GB             8           22.1          0.0            7.7           17.3
-          48 GB            13           43.9         17.3           12.2            0.0
-          80 GB            16           46.6         17.3           15.0            0.0
+          24 GB             8           22.0          0.0            7.6           17.3
+          48 GB            13           43.7         17.3           12.1            0.0
+          80 GB            16           46.4         17.3           14.8            0.0
 
           Weights are 2.9 GiB, the sampler's copy 2.9, gradients 8.6. The optimizer's are both moments and float32 weights;
           from the host they come a layer at a time. --optimizer.moments-dtype bfloat16 makes them 11.5.

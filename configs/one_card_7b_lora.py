@@ -8,9 +8,9 @@ Device    one GPU of 24, 48 or 80 GB. Not run here. Rows need the extra `parquet
 Memory    computed, the table that --dry-run prints, where JAX has 0.92 of the card (GiB):
 
           card    micro_batch    at the most    optimizer    activations    on the host
-          24 GB             3           22.0          0.6            6.0            0.0
-          48 GB            14           44.0          0.6           28.0            0.0
-          80 GB            16           48.0          0.6           32.0            0.0
+          24 GB             3           21.9          0.6            5.9            0.0
+          48 GB            14           43.5          0.6           27.5            0.0
+          80 GB            16           47.5          0.6           31.5            0.0
 
           Weights are 14.5 GiB, held once in bfloat16: trainer and sampler share them. Twice as many slots do not fit 24 GB.
 Expected  unknown: of these settings nothing was published. eval/pass@1 before the first step says where it begins.

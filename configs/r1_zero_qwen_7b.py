@@ -4,7 +4,7 @@
     r1jax train r1_zero_qwen_7b --init Qwen/Qwen2.5-Math-7B       # a newer one of the same size
 
 Device    8 GPUs of 80 GB. Not run here. Rows need the extra `parquet`.
-Memory    44.0 GiB on each of 8: computed, the table that --dry-run prints.
+Memory    37.2 GiB on each of 8: computed, the table that --dry-run prints.
 Expected  AIME 2024 pass@1 22.3 %, AIME 2025 18.1 % after about 10,000 steps; Qwen2-Math-7B-Instruct has 7.9 and 4.6 %
           (arXiv 2501.12948v2, table 17). An early 7B model without so much mathematics did not get better (appendix G.1).
 

@@ -157,7 +157,7 @@ ONE_LINE = {
     "train zero --model.attention.rope-dim 15": "model: rotary channels come in pairs, but model.attention has 15",
     "train two --grpo.group 1": "grpo: group is 1; an advantage compares at least 2 answers",
     "trian zero": "no command 'trian'; did you mean train?",
-    "xyz": "it is one of train, generate, chat, score, eval, ",
+    "xyz": "it is one of train, plan, generate, chat, score, eval, ",
     "generate --model m": "give either --prompt TEXT or --prompts FILE.jsonl",
     "generate --model m --prompt a --prompts b": "give either --prompt TEXT or --prompts FILE.jsonl",
     "generate --model m --prompt a --temperature -1": "temperature is -1.0; it must be >= 0",

@@ -316,8 +316,8 @@ def check(row):
 
 
 def test_slots_are_those_that_fit_and_those_that_were_asked_for(run, monkeypatch):
-    """2 layers x 64 tokens x 2 heads x 2 x 16 channels: 16 KiB an answer of bfloat16 and 32 of float32, and as much to work in;
-    logits 4 x 264 x 4 bytes."""
+    """2 layers x 64 tokens x 2 heads x 2 x 16 channels: 16 KiB an answer of bfloat16 and 32 of float32;
+    logits 4 x 264 x 4 bytes; a token and a log-prob for each of 56 tokens."""
     monkeypatch.setattr(loading.Opened, "load", lambda *args: None)
     monkeypatch.setattr(loaded.Sampler, "load", lambda *args, **options: None)
 
@@ -328,7 +328,7 @@ def test_slots_are_those_that_fit_and_those_that_were_asked_for(run, monkeypatch
         return loaded.load_sampler(loaded.open_model(args), engine, args).slots
 
     held = sum(x.nbytes for x in jax.tree.leaves(weights(2)))
-    one = 2 * 2 * 64 * 64 * 4 + 4 * 264 * 4
+    one = 2 * 64 * 64 * 4 + 4 * 264 * 4 + 56 * 8
     assert slots(None) == 64
     assert [slots(held + n * one) for n in (64, 63, 2, 1)] == [64, 32, 2, 1]
     assert slots(held + 4 * one, dtype="bfloat16") == 4 < slots(held + 5 * one, dtype="bfloat16") == 8

@@ -162,4 +162,5 @@ def test_the_memory_plan_counts_the_form_that_runs():
         report = trainer._update.lower(trainer.abstract(), batch, *scalars).compile().memory_analysis()
     found = memory.table(stage, model, alone)
     assert found.gradients + found.activations == pytest.approx(report.temp_size_in_bytes, rel=0.25)
-    assert memory.table(stage, model, split).activations > found.activations / 4  # dense there: far more than an eighth
+    # On several devices each sorts the choices of its own tokens.
+    assert memory.table(stage, model, split).activations == pytest.approx(found.activations / 8, rel=0.05)

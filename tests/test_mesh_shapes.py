@@ -77,6 +77,9 @@ def alone(tmp_path_factory):
 
 def check(model, length, name, alone, path):
     (metrics, samples, weights), (reference, answers, expected) = step(model, length, MESHES[name], path), alone(model, length)
+    reference = dict(reference)
+    moved = "rollout/reshard_bytes"  # over all devices together: some hold the same
+    assert metrics.pop(moved) >= reference.pop(moved)
     assert metrics == pytest.approx(reference, rel=1e-5, abs=1e-5)
     assert samples == answers
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), weights, expected)

@@ -189,7 +189,7 @@ def test_each_token_is_weighed_by_the_policy_that_made_it(tmp_path):
         weights = np.minimum(np.exp(scored(work, now, t) - made), 1.05)
         lengths = t.loss_mask.sum(1)
         expected = -np.mean(advantages * (weights * t.loss_mask).sum(1) / lengths)
-        batch, count, divisor = grpo.pack(work, answers, advantages, np.arange(16))
+        batch, count, divisor = grpo.pack(work, answers, advantages, np.arange(16), first=True)
         _, metrics = work.trainer.update(work.state, batch, count, divisor)
         assert metrics["ratio"] == 1 and metrics["loss/policy"] == pytest.approx(expected, rel=1e-4)
         capped = (np.exp(scored(work, now, t) - made) > 1.05)[t.loss_mask].mean()

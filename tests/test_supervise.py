@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from r1jax import supervise
+from r1jax import mirror, supervise
 
 ROOT = Path(__file__).parent.parent
 LONG = 600  # seconds; on an idle machine each takes 1 to 3
@@ -212,4 +212,4 @@ def test_news_without_a_parent_are_nobodys(monkeypatch):
 
 def test_the_logs_of_a_run_are_in_it_or_on_this_machine():
     assert supervise.logs_of("runs/a") == Path("runs/a/logs")
-    assert supervise.logs_of("gs://bucket/runs/a") == Path("runs/bucket/runs/a/logs")
+    assert supervise.logs_of("gs://bucket/runs/a") == mirror.here("gs://bucket/runs/a") / "logs"

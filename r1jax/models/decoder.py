@@ -191,7 +191,7 @@ def forward(
             load, experts, differ, dropped = jax.tree.map(lambda *xs: jnp.stack(xs), *said)
         else:
             (xs, balance), (load, experts, differ, dropped, _) = jax.lax.scan(
-                recomputed(layer, model.remat), (xs, balance), (stacked, replayed), unroll=_in_a_row(model)
+                recomputed(layer, model.remat), (xs, balance), (stacked, replayed), unroll=in_a_row(model)
             )
         loads.append(load)
         chosen.append(experts)
@@ -298,7 +298,7 @@ def look_ahead(
     return hidden, Aux((load,), (experts,), balance, (None,), (dropped,)), cache
 
 
-def _in_a_row(model: config.Model) -> bool:
+def in_a_row(model: config.Model) -> bool:
     """Whether the layers of a segment are compiled one after the other. A CPU copies the weights and gradients of each turn of
     a loop, a fifth of an update's time; but without a loop XLA undoes recomputation."""
     return model.remat == "none" and one_device() and platform() == "cpu"

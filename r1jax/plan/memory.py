@@ -17,6 +17,7 @@ from rich.table import Table
 
 from r1jax import config, sharding
 from r1jax import params as parameters
+from r1jax.models import decoder
 from r1jax.plan.activations import activations
 from r1jax.plan.activations import micro_batch as micro_batch
 from r1jax.plan.capacity import available, available_on_host, human
@@ -40,7 +41,7 @@ class Memory:
     sampler: int
     """The sampler's copy of the weights."""
     gradients: int
-    """The sum over micro-batches, in float32, and one micro-batch's."""
+    """The sum over micro-batches, in float32, and one micro-batch's where they are not in ``activations``."""
     activations: int
     """What the backward pass of one micro-batch keeps, and its working set."""
     cache: int
@@ -173,13 +174,16 @@ def table(
         sampling = Sampling.of(model, where, stage.engine, cap, stage.lora, weights, routes)
     # A device's own shapes are traced, in the form that one device takes: choices sorted by expert.
     with sharding.using(sharding.abstract_mesh([1] * len(sharding.AXES), sharding.platform_of(mesh), "one"), {}):
-        backward = activations(stage, model, mesh, trainer.mask)
+        backward, own = activations(stage, model, mesh, trainer.mask), device_bytes(trainable)
+        if mesh.size == 1 and decoder.in_a_row(model):
+            # Layer by layer, a micro-batch's gradients come as what the forward pass has kept goes.
+            backward, own = max(backward, own), 0
     found = Memory(
         weights=device_bytes(weights),
         moments=device_bytes(state.opt_state) + device_bytes(state.master),
         reference=device_bytes(state.reference),
         sampler=sampling.weights if sampling else 0,
-        gradients=device_bytes(trainable) + F32 * device_count(trainable),
+        gradients=own + F32 * device_count(trainable),
         activations=backward,
         cache=sampling.cache if sampling else 0,
         sampling=sampling.working if sampling else 0,

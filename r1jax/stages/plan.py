@@ -11,6 +11,7 @@ from r1jax import config
 from r1jax.config.plan import Plan
 from r1jax.plan import report, show, topology
 from r1jax.plan.topology import Topology
+from r1jax.stages.plan_chart import chart
 from r1jax.stages.prepare import find_model, with_choices
 
 
@@ -38,7 +39,7 @@ def plan(settings: config.AnyStage | config.Pipeline, name: str, command: Plan) 
     if command.out is not None:
         write(plans, command)
     if command.chart is not None:
-        show.chart(plans, command.chart)
+        chart(plans, command.chart)
     if small := [p.why_not for p in plans if not p.fits]:
         raise config.ConfigError("; ".join(small))
     return 0
