@@ -39,9 +39,10 @@ def dry_run(
       ConfigError: what a run would find wrong before its first step, too little memory included.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    prepared = prepare_all(settings, name, run if decisions else None, decisions)
     for title, decision in (decisions or {}).items():
         console.print(decision.line(title))
-    for title, found in prepare_all(settings, name, run if decisions else None, decisions).items():
+    for title, found in prepared.items():
         (show_rows if isinstance(found, PreparedRows) else show)(console, title, found)
     console.print(f"{name}: dry run only, nothing was written")
     return 0
