@@ -28,6 +28,7 @@ def finish(run: Path, name: str, pipeline: config.Pipeline = RECIPE, content: st
         checkpoint = made.checkpoints / str(step or stage.steps)
         checkpoint.mkdir(parents=True)
         (checkpoint / "digests-0-of-1").write_text(f"{name} {content}")
+        (checkpoint / "about.json").write_text("{}")
     if step is None:
         made.finish(1 if isinstance(stage, config.RejectionSampling) else stage.steps)
     made.close()

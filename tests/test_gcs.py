@@ -15,12 +15,14 @@ import gcs_server
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_decide
 import test_resume
 import tiny
 
-from r1jax import cli, config, mirror
+from r1jax import cli, config, mirror, rundir
 from r1jax.checkpoint import Checkpointer, CheckpointError
 from r1jax.data.sources import Mixture, load
+from r1jax.stages import decide
 from r1jax.stages.pipeline import PREEMPTED
 
 with_gcsfs = pytest.mark.skipif(not importlib.util.find_spec("gcsfs"), reason="needs the extra gs, which test has")
@@ -190,6 +192,35 @@ def test_a_pipeline_too(runs, storage, tmp_path):
 
 
 @with_gcsfs
+def test_stages_in_a_bucket_are_decided_by_what_it_holds_and_moved_by_hand(storage, monkeypatch, tmp_path):
+    for name, value in (storage.environment | {"XDG_CACHE_HOME": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    place, recipe = "gs://bucket/runs/decided", test_decide.RECIPE
+    with contextlib.closing(rundir.create("recipe", config.to_json(recipe), mirror.here(place))) as made:
+        for name in recipe.stages():
+            test_decide.finish(made.path, name)
+    shutil.rmtree(tmp_path)
+    run = rundir.find(place)
+    assert test_decide.doing(run) == test_decide.KEPT
+    seeded = test_decide.with_stage("rl", seed=3)
+    with pytest.raises(config.ConfigError) as error:
+        decide.decide(seeded, run)
+    assert str(error.value) == (
+        f"{place}: rl must be run anew (rl: seed was 0, now 3), and in a bucket nothing is put aside for you: move it away "
+        f"(gcloud storage mv {place}/rl {place}/rl.1), or delete it, and begin again"
+    )
+    digests = f"bucket/runs/decided/dev/checkpoints/{recipe.dev.steps}/digests-0-of-1"
+    kept = storage[digests]
+    storage.put(digests, b"of another checkpoint")
+    with pytest.raises(config.ConfigError, match=r"rl must be run anew \(rl: dev is no longer what it began with\)"):
+        decide.decide(recipe, run)
+    storage.put(digests, kept)
+    for name in [name for name in storage if name.startswith("bucket/runs/decided/rl/")]:
+        storage.put(name.replace("/rl/", "/rl.1/"), storage.pop(name))
+    assert test_decide.doing(rundir.find(place), seeded) == test_decide.KEPT | {"rl": "run"}
+
+
+@with_gcsfs
 def test_a_bucket_that_refuses_and_a_folder_of_other_things_are_one_line(train, storage):
     storage.put("bucket/other/notes.txt", b"mine")
     code, _, err = train("gs://bucket/other")
@@ -211,7 +242,8 @@ uploads = mirror.Uploads(path)
 def made(name, text):
     (path / name).parent.mkdir(parents=True, exist_ok=True)
     (path / name).write_text(text)
-for name in ("config.json", "tb/events.1", "exports/2/model.safetensors", "exports/4/model.safetensors", ".lock"):
+files = ("finished.json", "metrics.jsonl", "config.json", "tb/events.1")
+for name in (*files, "exports/2/model.safetensors", "exports/4/model.safetensors", ".lock"):
     made(name, "old")
 uploads.upload()
 made("tb/events.1", "newer")
@@ -230,11 +262,13 @@ def test_only_what_changed_is_uploaded_and_exports_come_and_go(runs, storage):
     program = [sys.executable, "-c", EXPORTS]
     done = subprocess.run(program, env=runs.env, cwd=runs.path, capture_output=True, text=True, timeout=test_resume.LONG)
     assert done.returncode == 0, done.stderr
-    assert eval(done.stdout) == [".lock", "config.json", "exports", "exports/2", "exports/4", "tb", "tb/events.1"]
+    kept = [".lock", "config.json", "exports", "exports/2", "exports/4", "finished.json", "metrics.jsonl", "tb", "tb/events.1"]
+    assert eval(done.stdout) == kept
     written = [name.removeprefix("bucket/exports/run/") for name in storage.written[before:]]
     exports = ["exports/2/model.safetensors", "exports/4/model.safetensors"]
-    assert written[0] == "config.json" and sorted(written[:4]) == sorted(["config.json", "tb/events.1", *exports])
-    assert written[4] == "tb/events.1" and storage["bucket/exports/run/tb/events.1"] == b"newer"
+    assert written[0] == "config.json" and sorted(written[1:4]) == sorted(["tb/events.1", *exports])
+    assert written[4:7] == ["metrics.jsonl", "finished.json", "tb/events.1"]
+    assert storage["bucket/exports/run/tb/events.1"] == b"newer"
     left = [name for name in storage if name.startswith("bucket/exports/run/exports/")]
     assert [name.split("/")[4] for name in sorted(left)] == ["4", "6"]
 

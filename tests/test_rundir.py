@@ -90,6 +90,42 @@ def test_a_changed_field_is_refused_by_name_with_both_values(path):
     rundir.open_or_resume(path, STAGE).close()  # the refusal has given the lock back
 
 
+def without(json_config: dict, *places: str) -> dict:
+    """As a version wrote it that did not have these fields yet."""
+    found = json.loads(json.dumps(json_config))
+    for place in places:
+        *parents, last = place.split(".")
+        at = found
+        for name in parents:
+            at = at[name]
+        del at[last]
+    return found
+
+
+def test_a_run_from_before_a_field_was_there_has_its_default(path):
+    newer = ("partial_rollouts", "engine.mesh", "mesh.auto")
+    older = without(STAGE, *newer) | {"commits": {"init": "abc"}}
+    (path / "config.json").write_text(json.dumps(older))
+    assert not rundir.changes(path, STAGE)
+    message = refusal(path, changed(changed(STAGE, "partial_rollouts", 0.5), "group", 4))
+    assert "with another config: group was 16, now 4; partial_rollouts was 0.0, now 0.5." in message
+    rundir.open_or_resume(path, STAGE).close()
+    # A field that is no more is a change, and so is what it says of the others.
+    (path / "config.json").write_text(json.dumps(older | {"warmth": 3}))
+    assert "warmth was 3, now null" in refusal(path, STAGE)
+
+
+def test_so_has_each_stage_of_a_pipeline(tmp_path):
+    path = tmp_path / "p"
+    rundir.create("p", without(PIPELINE, "bill", "grpo.partial_rollouts", "zero_sft.overlap"), path).close()
+    rundir.create("grpo", without(PIPELINE["grpo"], "partial_rollouts"), path / "grpo").close()
+    (path / "grpo/checkpoints/3").mkdir(parents=True)
+    assert not rundir.changes(path / "grpo", PIPELINE["grpo"])
+    rundir.open_or_resume(path, PIPELINE).close()
+    rundir.open_or_resume(path / "grpo", PIPELINE["grpo"]).close()
+    assert "partial_rollouts was 0.0, now 1.0" in refusal(path / "grpo", changed(PIPELINE["grpo"], "partial_rollouts", 1.0))
+
+
 def test_fields_that_are_safe_may_change_and_are_written_down(path):
     new = changed(changed(changed(STAGE, "steps", 300), "eval.every", 7), "checkpoint.keep", 9)
     rundir.open_or_resume(path, new).close()
