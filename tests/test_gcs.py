@@ -10,12 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import gcs_server
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_decide
+import test_recipe
 import test_resume
 import tiny
 
@@ -189,6 +191,31 @@ def test_a_pipeline_too(runs, storage, tmp_path):
     for stage in ("sft", "grpo"):
         assert tiny.metrics(found / stage) == tiny.metrics(whole / stage)
     assert tiny.samples(found / "grpo") == tiny.samples(whole / "grpo")
+
+
+@with_gcsfs
+@pytest.mark.slow
+def test_the_whole_recipe_too(storage, tmp_path):
+    runs = test_recipe.Runs(tmp_path)
+    runs.env |= storage.environment | {"XDG_CACHE_HOME": str(tmp_path / "home")}
+    runs.train("whole")
+    place = "gs://bucket/runs/recipe"
+    command = [sys.executable, "-m", "r1jax", "train", "recipe.py", "--run-dir", place]
+    for made in ("zero/checkpoints/1/about.json", "cold/rows.jsonl", "student/finished.json", None):
+        log = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, cwd=runs.path, env=runs.env, **log) as process:
+            while made is not None and f"bucket/runs/recipe/{made}" not in storage and process.poll() is None:
+                time.sleep(0.05)
+            if made is not None:
+                process.kill()
+            said = process.communicate()[0].decode()
+        assert process.returncode == (0 if made is None else -signal.SIGKILL), said
+        if made is not None:
+            shutil.rmtree(tmp_path / "home/r1jax")
+    assert "cold: already made gs://bucket/runs/recipe/cold/rows.jsonl" in said
+    found = download(storage, "recipe", tmp_path / "found")
+    test_recipe.same(found, runs.path / "whole")
+    assert json.loads((found / "ledger.json").read_text())["total"]["device_hours"] > 0
 
 
 @with_gcsfs
