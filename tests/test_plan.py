@@ -337,3 +337,14 @@ def test_groups_along_a_part_of_an_axis():
     line = "replica_groups=mesh['a'=8] {'a':(2)4}"
     assert hlo._groups(line).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert np.array_equal(hlo._groups("replica_groups=[2,4]<=[4,2]T(1,0)"), [[0, 2, 4, 6], [1, 3, 5, 7]])
+
+
+def test_of_a_recipe_the_stages_that_train_are_planned(tmp_path, capsys):
+    recipe, rows, out = tmp_path / "recipe.py", tmp_path / "rows.py", tmp_path / "plan.json"
+    recipe.write_text("from tests import tiny\n\ndef config():\n    return tiny.Recipe()\n")
+    assert cli.main(["plan", str(recipe), "--topology", "h100:1", "--no-compile", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("not planned, for they make rows and train nothing: cold\n")
+    assert [stage["stage"] for stage in json.loads(out.read_text())["stages"]] == ["zero", "dev", "student", "rl"]
+    rows.write_text("from tests import tiny\n\ndef config():\n    return tiny.rejection()\n")
+    assert cli.main(["plan", str(rows), "--topology", "h100:1", "--no-compile"]) == 2
+    assert "rows trains nothing" in capsys.readouterr().err
