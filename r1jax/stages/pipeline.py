@@ -60,6 +60,7 @@ def train(
         decisions = agree(settings, run and run.path, first, last) if pipeline else None
         prepared = prepare_all(settings, name, run and run.path, decisions)
         run = run or open_run(name, settings, path)
+        run.upload()  # a bucket that holds a stage's files alone holds no run
         print(f"run directory: {run.name}", flush=True)
         if pipeline:
             make_way(decisions, run, first)
