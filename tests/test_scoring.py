@@ -110,7 +110,7 @@ def in_processes(monkeypatch, count, work):
     """What ``work(k)`` returns or raises in each of ``count`` processes, played by threads."""
     me, boards, barrier = threading.local(), [None] * count, threading.Barrier(count, timeout=60)
 
-    def allgather(name, value):
+    def allgather(name, value, seconds=0):
         boards[me.rank] = np.asarray(value)
         barrier.wait()
         found = np.stack(boards)
