@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from r1jax import config, processes
 from r1jax.config.base import GuardStop
@@ -195,7 +196,8 @@ def test_rewards_that_fail_stop_the_run_with_samples_saved(mine, tmp_path, where
             stage=stage, pool=pool, sampler=Counting(4), tokenizer=BYTES, weights={"s": {reward: 1.0}}, step=6,
             state=SimpleNamespace(params=None), cursor=SimpleNamespace(round=0), samples=samples, held_out=rows,
             run=SimpleNamespace(path=tmp_path), display=SimpleNamespace(advance=lambda *_: None), phase=phase,
-            load_sampler=lambda: None, template=SimpleNamespace(encode=lambda prompt: ([2], "")),
+            load_sampler=lambda: None, template=SimpleNamespace(encode=lambda prompt: ([2], "")), model=tiny.MOE,
+            count=lambda flops: None,
         )  # fmt: skip
 
         def go():
