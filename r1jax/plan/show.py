@@ -69,32 +69,29 @@ def compiled(p: StagePlan, program: Program) -> Iterator[RenderableType]:
         yield "largest buffers: " + ", ".join(f"{human(size)} {what}" for size, what in program.largest)
 
 
-def phases(p: StagePlan) -> Table:
-    """Time of a round."""
+def phases(p: StagePlan) -> Group:
+    """What a round asks of a device, and its time."""
     load = p.load
     given = "given" if p.answer_known else "assumed: a quarter of the cap"
     title = (
         f"{p.title}: a round of {load.answers} answers and {load.updates} update{'s' * (load.updates > 1)}, mean answer "
         f"{p.answer:,.0f} tokens ({given}), longest {load.longest:,.0f}"
     )
-    columns = (
-        "of a device", "FLOPs", "memory", "in node", "beyond", "products s", "memory s", "links s", "exposed s", "other s",
-        "seconds",
-    )  # fmt: skip
-    table = _table(title, columns)
+    asked = _table(title, ("of a device", "FLOPs", "memory", "links in a node", "beyond"))
+    times = _table("seconds", ("", "products", "memory", "links", "exposed", "other", "all"))
     for name, x in p.round.phases.items():
-        table.add_row(
-            name, f"{x.flops:.2g}", human(round(x.memory)), human(round(x.node)), human(round(x.network)),
-            *(f"{s:,.1f}" for s in (x.arithmetic_s, x.memory_s, x.link_s, x.exposed_s, x.other_s, x.seconds)),
-        )  # fmt: skip
+        asked.add_row(name, f"{x.flops:.2g}", *(human(round(size)) for size in (x.memory, x.node, x.network)))
+        times.add_row(
+            name, *(f"{s:,.1f}" for s in (x.arithmetic_s, x.memory_s, x.link_s, x.exposed_s, x.other_s, x.seconds))
+        )
     seconds = p.round.seconds
-    table.add_section()
-    table.add_row("round", *[""] * 9, f"{seconds:,.1f}")
-    table.add_row("without overlap", *[""] * 9, f"{p.round.without_overlap:,.1f}")
-    table.add_row("a step", *[""] * 9, f"{seconds / load.updates:,.1f}")
-    rate = load.answers * load.answer / seconds / p.topology.chips
-    table.add_row("tokens/s a chip", *[""] * 9, f"{rate:,.1f}")
-    return table
+    times.add_section()
+    for name, value in (
+        ("round", seconds), ("without overlap", p.round.without_overlap), ("a step", seconds / load.updates),
+        ("tokens/s a chip", load.answers * load.answer / seconds / p.topology.chips),
+    ):  # fmt: skip
+        times.add_row(name, *[""] * 5, f"{value:,.1f}")
+    return Group(asked, times)
 
 
 def costs(p: StagePlan, price: float | None) -> Group:
