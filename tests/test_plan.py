@@ -168,6 +168,8 @@ def test_the_rollout_and_update_by_hand():
     forward = 2 * weights + 2 * head + 17 / 2 * 2 * 16
     assert phases["update"].flops == pytest.approx(3 * 80 * forward)
     assert phases["update"].link_s == phases["rollout"].link_s == 0
+    rows = dataclasses.replace(load, samples=False)
+    assert roofline.estimate(model, t, roofline.Layout(), rows, E).phases == {"update": phases["update"]}
 
 
 def test_communication_hides_behind_products_as_far_as_they_last():

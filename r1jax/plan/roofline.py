@@ -74,6 +74,8 @@ class Load:
     """Reward processes on each host."""
     weight_bytes: float = 0.0
     """Of one number of the sampler's kernels; 0 is the model's type."""
+    samples: bool = True
+    """Whether answers are sampled and scored; else they are rows that are there."""
 
     @property
     def tokens(self) -> float:
@@ -125,6 +127,8 @@ class Round:
 def estimate(model: config.Model, topology: Topology, layout: Layout, load: Load, e: Efficiency) -> Round:
     """The phases of a round."""
     m = _Machine(model, topology, layout, load, e)
+    if not load.samples:
+        return Round({"update": m.update()})
     phases = {"rollout": m.rollout(), "rewards": m.rewards()}
     if load.passes:
         phases["score"] = m.score()
@@ -388,6 +392,6 @@ def of_stage(
         answers, updates, prompt, min(answer, cap), min(cap, e.longest * answer), stage.engine.slots,
         computed=float(turns * stage.micro_batch * stage.sequence_length), micro_batches=turns, passes=passes, group=group,
         recompute=model.remat in ("layer", "attention", "offload"), fp8=model.matmul_dtype == "fp8",
-        hosted=hosted, workers=stage.workers.count, weight_bytes=weights,
+        hosted=hosted, workers=stage.workers.count, weight_bytes=weights, samples=grpo,
     )  # fmt: skip
     return Layout(**shape), load
