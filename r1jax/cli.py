@@ -135,6 +135,13 @@ def samples(args: Sequence[str]) -> int:
     return show_samples(command.run, where=command.where, last=command.last, follow=command.follow)
 
 
+def compare(args: Sequence[str]) -> int:
+    command = parse(commands.Compare, args, "r1jax compare")
+    from r1jax.observe.compare import compare
+
+    return compare(command.runs, metric=command.metric, out=command.out)
+
+
 def data(args: Sequence[str]) -> int:
     return choose(args, DATA, "r1jax data", commands.Data.__doc__)
 
@@ -246,6 +253,7 @@ COMMANDS: Commands = {
     "reward": (commands.Reward, reward),
     "export": (commands.Export, export),
     "samples": (commands.Samples, samples),
+    "compare": (commands.Compare, compare),
     "data": (commands.Data, data),
     "bench": (bench_commands.Bench, bench),
     "configs": (commands.Configs, configs),

@@ -78,6 +78,12 @@ class PackedBatch:
     """float32[M, B, T]: pi_old; None stands for the policy itself (a ratio of 1)."""
     ref_logprobs: Array | None = None
     """float32[M, B, T]: the reference's; None without a KL term, and where the policy is the reference (a KL of 0)."""
+    teacher_logprobs: Array | None = None
+    """float32[M, B, T]: the teacher's; None without one."""
+    values: Array | None = None
+    """float32[M, B, T]: the critic's, of the tokens up to each position, at the round's beginning. For its update alone."""
+    returns: Array | None = None
+    """float32[M, B, T]: what the critic is to say. For its update alone."""
     routes: Array | None = None
     """uint8 or uint16[M, B, T, L * K]: the experts that the update sends the tokens to, as ``models.decoder.join_routes`` lays
     ``Trajectories.routes``; a token that was not recorded, and padding, chooses by itself. None: all tokens do."""

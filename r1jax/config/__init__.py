@@ -4,6 +4,7 @@ from r1jax.config.base import ConfigError as ConfigError
 from r1jax.config.base import diff as diff
 from r1jax.config.base import from_json as from_json
 from r1jax.config.base import to_json as to_json
+from r1jax.config.critic import Critic as Critic
 from r1jax.config.data import FileOptions as FileOptions
 from r1jax.config.data import Source as Source
 from r1jax.config.data import Text as Text

@@ -282,6 +282,24 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Lay one metric of several runs side by side: a table, and curves."""
+
+    runs: tuple[Path, ...]
+    """Run directories. Those whose names differ in the numbers at their end alone (``a-0``, ``a-1``) are seeds of one."""
+    metric: str = "eval/pass@1"
+    """As in metrics.jsonl; of a pipeline the last stage's that has it."""
+    out: Path | None = None
+    """PNG to write; the figures go beside it as JSON."""
+
+    def __post_init__(self):
+        if not self.runs:
+            raise ConfigError("compare names no run; give one or more run directories")
+        if self.out is not None and self.out.suffix != ".png":
+            raise ConfigError(f"--out is {self.out}; its name must end in .png")
+
+
+@dataclass(frozen=True)
 class Data:
     """Look at rows, clean them, and say where they came from."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from r1jax.config.base import ConfigError
+from r1jax.config.critic import Critic
 from r1jax.config.data import Source, Text
 from r1jax.config.lora import LoRA
 from r1jax.config.mesh import Mesh
@@ -154,6 +155,25 @@ class GRPO(Stage):
     """``sequence`` is GSPO (arXiv 2507.18071)."""
     advantage_std: bool = True
     """Divide by the group's sample standard deviation (ddof 1, as TRL and verl; unpublished for R1); Dr. GRPO does not."""
+    advantage: Literal["group", "gae", "none"] = "group"
+    """``group`` compares the answers to a question (GRPO); ``gae`` is PPO (arXiv 1707.06347): a ``critic`` says what was to be
+    expected, and ``group`` may be 1; ``none`` is the ``teacher`` alone, rewards are only measured."""
+    gae_lambda: float = 1.0
+    """Of ``gae`` (arXiv 1506.02438, eq. 16): 1 weighs a token by all that came after it less its value; R1's authors found 0.95
+    much worse (arXiv 2501.12948v2, A.3)."""
+    gamma: float = 1.0
+    """Of ``gae``: what a reward is worth a token earlier."""
+    critic: Critic = field(default_factory=Critic)
+    kl_in_reward: bool = False
+    """With ``gae``: kl_beta (log pi_old - log pi_ref) is taken off each token's reward, as in PPO for language models
+    (arXiv 2203.02155, eq. 2), instead of k3 in the loss."""
+    teacher: str = ""
+    """A model whose log-probs of the sampled tokens the policy learns from, any name that ``--model`` takes, or an earlier
+    stage's: on-policy distillation. Its tokenizer must be the policy's. '' has none."""
+    teacher_weight: float = 1.0
+    """log pi_teacher - log pi_old of each sampled token, times this, is added to its advantage: the gradient of the reverse KL
+    per token, which looks no further than the token (GKD, arXiv 2306.13649, section 3 with divergence KL(student || teacher)
+    on the student's own answers; "On-Policy Distillation", Thinking Machines 2025)."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Whose log-probs of the sampled tokens stand for pi_old. ``trainer`` computes them once per round, by the weights at its
     beginning. Where others sampled, the policy is still clipped against these, and ``importance_cap`` corrects for the rest
@@ -164,6 +184,9 @@ class GRPO(Stage):
     dynamic_sampling: int = 0
     """Replace groups whose answers all earn the same by answers to the next questions, at most so many times a round (after
     DAPO, arXiv 2503.14476, section 3.2); those that are left then count as they are. 0 never does, as R1."""
+    dynamic_reward: str = ""
+    """The reward by which ``dynamic_sampling`` compares, one that every source has: DAPO's is the accuracy (eq. 11), so that a
+    group which differs in its lengths alone, by the reward ``overlong`` (eq. 13), has no signal. '' is the weighted sum."""
     one_step_off_policy: bool = False
     """Sample the next round's answers with the weights from before this round's updates, so that sampling and updates need not
     wait for each other (arXiv 2410.18252; so verl's ``one_step_off_policy``). The first round of a run, and what
@@ -191,8 +214,11 @@ class GRPO(Stage):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.group < 2:
+        if self.group < 2 and self.advantage == "group":
             raise ConfigError(f"group is {self.group}; an advantage compares at least 2 answers to one question")
+        if self.group < 1:
+            raise ConfigError(f"group is {self.group}; every question needs at least 1 answer")
+        self._check_objective()
         if self.questions < 1 or self.minibatches < 1:
             raise ConfigError("questions and minibatches must be at least 1")
         if min(self.clip_low, self.clip_high, self.kl_beta, self.importance_cap) < 0:
@@ -219,6 +245,29 @@ class GRPO(Stage):
                 f"a prompt of {self.engine.max_prompt_tokens} tokens (engine.max_prompt_tokens) and an answer of "
                 f"{self.max_cap} do not fit a packed row; set sequence_length to at least {need}"
             )
+
+    def _check_objective(self):
+        """Fields that stand for each other's meaning: advantages, dynamic sampling, length."""
+        if self.advantage == "none" and not self.teacher:
+            raise ConfigError("advantage is 'none' and there is no teacher: nothing would be learned; name a teacher")
+        if self.teacher_weight < 0:
+            raise ConfigError(f"teacher_weight is {self.teacher_weight}; it must be >= 0")
+        if not 0 <= self.gae_lambda <= 1 or not 0 < self.gamma <= 1:
+            raise ConfigError(f"gae_lambda {self.gae_lambda} must be in [0, 1], and gamma {self.gamma} above 0 and at most 1")
+        if self.advantage == "gae" and self.lora.rank:
+            raise ConfigError(
+                f"advantage is 'gae' and lora.rank {self.lora.rank}: the critic has no adapters, all its weights are trained; "
+                "set lora.rank to 0, or advantage to 'group'"
+            )
+        if self.kl_in_reward and (self.advantage != "gae" or not self.kl_beta):
+            raise ConfigError("kl_in_reward puts kl_beta into tokens' rewards: set advantage to 'gae' and kl_beta above 0")
+        if self.dynamic_sampling and self.advantage != "group":
+            raise ConfigError(f"dynamic_sampling replaces groups, and advantage is {self.advantage!r}; set it to 0")
+        if self.dynamic_reward and not self.dynamic_sampling:
+            raise ConfigError("dynamic_reward is what dynamic_sampling compares by, which is 0; set that to 1 or more")
+        for s in self.sources if self.dynamic_reward else ():
+            if self.dynamic_reward not in s.rewards:
+                raise ConfigError(f"dynamic_reward is {self.dynamic_reward!r}; source {s.name!r} has {', '.join(s.rewards)}")
 
     @property
     def off_policy(self) -> bool:
@@ -265,6 +314,8 @@ class Pipeline:
         stages, found = self.stages(), {}
         for name, stage in stages.items():
             wanted = [("init", stage.init.partition("@")[0], False)]
+            if isinstance(stage, GRPO):
+                wanted.append(("teacher", stage.teacher.partition("@")[0], False))
             if isinstance(stage, RejectionSampling) and not stage.rewrite.url:
                 wanted.append(("rewrite.model", stage.rewrite.model.partition("@")[0], False))
             wanted += [(f"source {s.name!r}", p.removeprefix(ROWS_OF), True) for s, p in rows_of_stages(stage)]

@@ -133,4 +133,6 @@ def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch:
     batch = batch.replace(advantages=floats, sampler_logprobs=floats, old_logprobs=floats)
     if stage.share_prompts:
         batch = batch.replace(prefix=integers)
+    if stage.teacher:
+        batch = batch.replace(teacher_logprobs=floats)
     return batch.replace(ref_logprobs=floats) if stage.kl_beta > 0 else batch

@@ -173,6 +173,8 @@ def given(
     elif models and not rundir.has_checkpoint(run):
         opened = open_input(stage.init, models) if stage.init.partition("@")[0] in models else found.opened
         found = dataclasses.replace(found, opened=opened)
+    if isinstance(found, Prepared) and found.teacher is not None:
+        found = dataclasses.replace(found, teacher=open_input(stage.teacher, models))
     if isinstance(found, PreparedRows) and found.rewriter is not None:
         found = dataclasses.replace(found, rewriter=open_input(stage.rewrite.model, models))
     return dataclasses.replace(found, inputs={name: rundir.identity(done[name]) for name in inputs})

@@ -55,6 +55,8 @@ class Prepared:
     """Why ``mesh.auto`` chose its sizes; empty if the config did."""
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of a pipeline's stage: each earlier stage that it begins with -> ``rundir.identity`` of what that made."""
+    teacher: loading.Opened | None = None
+    """``GRPO.teacher``."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def prepare(
     stage.engine.check(model)
     sizes, why = auto_mesh.choose(stage, model, devices=sharding.trainer_devices(stage.engine))
     mesh = sharding.trainer_mesh(sizes, stage.engine)
+    teacher = open_teacher(stage, found, planned)
+    taught = memory.frozen(with_types(teacher.model, stage), mesh) if teacher else 0
     loaded = [(s, sources.load(s)) for s in stage.sources if not unmade(s)]
     waits = any(map(unmade, (*stage.sources, *stage.eval.sources)))
     mixture = None if waits else Mixture(loaded, stage.seed)
@@ -164,17 +168,21 @@ def prepare(
     rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
     chosen = {}
     if stage.micro_batch == "auto":
-        stage = micro_batch.choose(stage, model, mesh, before=rundir.chosen(run).get("micro_batch"))
+        free = memory.available(mesh) if taught else None
+        free = None if free is None else max(0, free - taught)
+        stage = micro_batch.choose(stage, model, mesh, before=rundir.chosen(run).get("micro_batch"), capacity=free)
         chosen["micro_batch"] = stage.micro_batch
-    needed = memory.table(stage, model, mesh)
+    needed = dataclasses.replace(memory.table(stage, model, mesh), teacher=taught)
     shortage.check(needed, stage, model, mesh)
     export = plan_export(stage, model, text, found, opened) if stage.export.every else None
-    commits = {"init": opened and opened.commit} | {f"sources.{s.name}": r.commit for s, r in loaded}
+    commits = {"init": opened and opened.commit, "teacher": teacher and teacher.commit}
+    commits |= {f"sources.{s.name}": r.commit for s, r in loaded}
     commits = {place: commit for place, commit in commits.items() if commit is not None}
     parts = (("sources", loaded), ("eval.sources", evaluated))
     digests = {f"{place}.{s.name}": r.identity for place, part in parts for s, r in part}
     return Prepared(
-        stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen, why
+        stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen, why,
+        teacher=teacher,
     )  # fmt: skip
 
 
@@ -233,6 +241,26 @@ def open_input(name: str, planned: Mapping[str, loading.Opened]) -> loading.Open
         return loading.open_model(name)
     opened = planned[stage]
     return loading.open_model(f"{opened.name}@{step}") if step and opened.read is not _not_made else opened
+
+
+def open_teacher(stage: Stage, own: Tokenizer, planned: Mapping[str, loading.Opened]) -> loading.Opened | None:
+    """The model that a stage distils from; None if it names none.
+
+    Raises:
+      ConfigError: there is no such model, or its tokens are not the policy's.
+    """
+    if not isinstance(stage, config.GRPO) or not stage.teacher:
+        return None
+    opened = open_input(stage.teacher, planned)
+    theirs = opened.tokenizer
+    if theirs.vocabulary != own.vocabulary:
+        apart = sum(own.vocabulary.get(token) != i for token, i in theirs.vocabulary.items())
+        raise config.ConfigError(
+            f"teacher {stage.teacher!r} and policy {stage.init!r} have different tokenizers ({len(theirs.vocabulary)} and "
+            f"{len(own.vocabulary)} tokens, {apart} of the teacher's have another id): its log-probs are of other tokens; name "
+            "a teacher of the policy's family, or train on its answers with SFT"
+        )
+    return opened
 
 
 def with_types(model: config.Model, stage: AnyStage) -> config.Model:

@@ -35,7 +35,9 @@ from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
 from r1jax.stages.begun import Group, Rollout, restored, saved
 from r1jax.stages.export import export_step
-from r1jax.stages.prepare import Prepared
+from r1jax.stages.prepare import Prepared, with_types
+from r1jax.train.critic import Critic
+from r1jax.train.frozen import Frozen
 from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
 from r1jax.types import PackedBatch
@@ -83,6 +85,9 @@ class Workspace:
     planned_export: hugging_face.Plan | None
     step: int
     """``state.step``, counted here: to read it would wait for the device."""
+    critic: Critic | None = None
+    critic_state: TrainState | None = None
+    teacher: Frozen | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
     rollout_rate: float = 0.0
@@ -145,10 +150,14 @@ class Workspace:
             self.ledger.save()
 
     def update(self, batch: PackedBatch, count: int, denominator: float) -> dict[str, jax.Array]:
-        """Has the trainer make an update. Does not wait for it, nor for its metrics."""
+        """Has the trainer, and the critic, make an update. Does not wait for it, nor for its metrics."""
+        of_critic = {}
+        if self.critic is not None:
+            self.critic_state, of_critic = self.critic.update(self.critic_state, batch, count)
+            batch = batch.replace(values=None, returns=None)
         self.state, metrics = self.trainer.update(self.state, batch, count, denominator)
         self.step += 1
-        return metrics
+        return metrics | of_critic
 
     def save(self, score: float | None = None) -> None:
         with self.phase("save"):
@@ -160,7 +169,8 @@ class Workspace:
                 self.ledger.save(self.step)
                 self.metrics.flush()
                 self.run.upload()  # first: what a checkpoint goes on from must not be lost with the machine
-            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score, answers)
+            state = self.trainer.changing(self.state).replace(critic=self.critic_state)
+            self.checkpoints.save(self.step, state, meta, score, answers)
         if jax.process_index() == 0:
             self.ledger.save(self.step)
 
@@ -192,6 +202,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
     main = jax.process_index() == 0
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
+    critic = Critic(stage, model, mesh) if isinstance(stage, config.GRPO) and stage.advantage == "gae" else None
     where = sharding.sampler_mesh(stage.engine, mesh)
     sampler = Sampler(
         model, stage.engine, where, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
@@ -218,8 +229,10 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         with display.phase("load", unit="MB") as phase:
             if latest is None:
                 state = trainer.create(_first_params(found, run, trainer, partial(_report, display, phase)))
+                critic_state = critic and critic.create(state.params)
             else:
-                state, meta = checkpoints.restore(trainer.abstract())
+                state, meta = checkpoints.restore(trainer.abstract().replace(critic=critic and critic.trainer.abstract()))
+                state, critic_state = state.replace(critic=None), state.critic
                 if stage.lora.rank:
                     base = loading.open_base(run.path)
                     state = trainer.whole(state, base.load(*_base_of(trainer), partial(_report, display, phase)))
@@ -228,6 +241,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
                     raise config.ConfigError(
                         f"{run.name}: its sources changed since step {latest}; restore them, or start a new run from it"
                     )
+            teacher = found.teacher and _load_teacher(found, partial(_report, display, phase))
         # An attempt that trained nothing counts for nothing: not even its evaluation before step 1 is kept.
         resumed_at = latest or -1
         metrics = samples = None
@@ -246,7 +260,8 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         terminating = stack.enter_context(told_to_end())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, found.held_out, terminating, found.export, int(state.step),
+            display, ledger, state, cursor, found.held_out, terminating, found.export, int(state.step), critic, critic_state,
+            teacher,
         )  # fmt: skip
         if isinstance(stage, config.GRPO) and stage.off_policy:
             if latest is not None:
@@ -270,6 +285,12 @@ def _first_params(found: Prepared, run: RunDir, trainer: Trainer, report: loadin
     params = base.load(*_base_of(trainer), report)
     loading.record_base(run.path, base, params)
     return params
+
+
+def _load_teacher(found: Prepared, report: loading.Report) -> Frozen:
+    teacher = Frozen(found.stage, with_types(found.teacher.model, found.stage), found.mesh)
+    teacher.params = found.teacher.load(teacher.specs, teacher.shardings, report)
+    return teacher
 
 
 def _base_of(trainer: Trainer) -> tuple[Any, Any]:

@@ -32,11 +32,23 @@ class Trainer:
     With ``stage.lora`` the weights beside the adapters, the base, pass through a state untouched: they are never donated, so
     other places may hold the same arrays.
 
+    Args:
+      specs: of parameters that are no policy's; None is the model's own.
+      objective: their loss, as ``objectives.objective`` makes one.
+
     Raises:
       ValueError: batch or sequences do not divide over the mesh, or a pattern of ``frozen`` or ``lora.targets`` matches none.
     """
 
-    def __init__(self, stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh):
+    def __init__(
+        self,
+        stage: config.Stage,
+        model: config.Model,
+        mesh: sharding.AnyMesh,
+        *,
+        specs: Any = None,
+        objective: Callable | None = None,
+    ):
         self.stage, self.model, self.mesh = stage, model, mesh
         self.ways = sharding.batch_ways(mesh, sharding.TRAIN)
         if stage.micro_batch == "auto":
@@ -57,7 +69,8 @@ class Trainer:
                 "change one of them"
             )
         offload.check(stage, mesh)
-        self.base_specs = decoder.specs(model)
+        self.base_specs = decoder.specs(model) if specs is None else specs
+        self.objective = objective or objectives.objective(stage, model)
         lora.check_targets(self.base_specs, stage.lora)
         self.specs = lora.adapt(self.base_specs, stage.lora)
         self.mask = parameters.trainable_mask(self.specs, stage.frozen)
@@ -159,17 +172,10 @@ class Trainer:
     def _score(self, params, batch: PackedBatch, count) -> jax.Array:
         if "reference" in self.stage.offload:
             params = offload.to_device(params)
-
-        def body(i, out):
-            micro = jax.tree.map(lambda x: x[i], batch)
-            values, _, _ = objectives.logprobs(params, micro, model=self.model, temperature=self.stage.sampling.temperature)
-            return out.at[i].set(values)
-
-        return jax.lax.fori_loop(0, count, body, jnp.zeros(batch.tokens.shape, jnp.float32))
+        return objectives.score(params, batch, count, model=self.model, temperature=self.stage.sampling.temperature)
 
     def _make_update(self) -> Callable:
-        stage, model, mask, tx = self.stage, self.model, self._mask, self.tx
-        objective = objectives.objective(stage, model)
+        stage, mask, tx, objective = self.stage, self._mask, self.tx, self.objective
 
         def update(state: TrainState, batch: PackedBatch, count, denominator, base=None, own=None):
             trainable, frozen = parameters.split(state.params, mask)
@@ -272,6 +278,12 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         "nll": "loss/nll",
         "entropy": "entropy",
         "kl_tokens": "kl",
+        "teacher_kl": "teacher/kl",
+        "value": "value/mean",
+        "value_error": "value/error",
+        "value_clipped": "value/clipped",
+        "return": "value/return",
+        "return_square": "value/return_square",
         "clipped_low": "clip/low",
         "clipped_high": "clip/high",
         "ratio": "ratio",
@@ -280,7 +292,7 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         "importance_capped": "sampler/importance_capped",
     }
     out = {name: sums[key] / tokens for key, name in per_token.items() if key in sums}
-    out |= {f"loss/{key}": sums[key] / denominator for key in ("policy", "kl") if key in sums}
+    out |= {f"loss/{key}": sums[key] / denominator for key in ("policy", "kl", "values") if key in sums}
     out |= {f"loss/{key}": sums[key] for key in ("balance", "mtp") if key in sums}
     out |= {"loss": sums["loss"], "tokens": sums["tokens"]}
     if "max/logprob_diff" in sums:
