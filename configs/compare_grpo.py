@@ -1,7 +1,7 @@
 """GRPO on the quickstart's sums: the first of six objectives that differ in nothing else.
 
-    for seed in 0 1 2; do r1jax train compare_grpo --rl.seed $seed --run-dir runs/compare_grpo-$seed; done
-    r1jax compare runs/compare_* --out runs/compare.png      # the table and the curves of all that were run
+    r1jax train compare_grpo --rl.seed 0 --run-dir runs/compare_grpo-0      # and seeds 1 and 2
+    r1jax compare runs/compare_* --out runs/compare.png                     # the table and the curves of all that were run
 
 `compare_ppo_1`, `compare_ppo_095`, `compare_dr_grpo`, `compare_dapo` and `compare_gspo` are this one with another objective,
 after R1's comparison of PPO and GRPO (arXiv 2501.12948v2, A.3) and the papers that each names. All begin with the same SFT on

@@ -15,6 +15,7 @@ from r1jax.config import ConfigError
 from r1jax.losses import ppo
 from r1jax.losses.distillation import teacher_advantages
 from r1jax.params import path_name
+from r1jax.plan import memory
 from r1jax.stages import grpo, workspace
 from r1jax.stages.prepare import prepare
 
@@ -207,6 +208,9 @@ def test_a_critic_learns_beside_the_policy_and_is_resumed_exactly(tmp_path):
     """Begun again after its first step, a run ends as the undisturbed one: weights, the critic's too, and metrics."""
     stage = tiny.grpo(**GAE)
     with working(stage, tmp_path / "whole") as work:
+        state = work.critic_state
+        held = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state, state.master)))
+        assert memory.table(stage, tiny.MOE, work.mesh).critic == held > 0
         begun = jax.tree.map(np.array, work.critic_state.params)
         np.testing.assert_array_equal(begun["embed"]["table"], work.state.params["embed"]["table"])
         assert not begun["value"]["kernel"].any() and "head" not in begun

@@ -51,8 +51,8 @@ def label(run: Path) -> str:
 
 def points_of(run: Path, metric: str) -> list[Point]:
     """``(step, value)``, rising, of a run, or of the last stage of a pipeline that has the metric."""
-    stages = sorted((p.parent for p in run.glob(f"*/{FILE}")), key=lambda p: p.joinpath(FILE).stat().st_mtime)
-    for place in (*reversed(stages), run):
+    described = json.loads((run / "config.json").read_text()) if (run / "config.json").exists() else {}
+    for place in (*(run / name for name in reversed(described)), run):
         if (place / FILE).exists() and (found := series(read_metrics(place), metric)):
             return sorted((float(x), float(y)) for x, y in dict(found).items())
     raise ConfigError(f"{run}: no stage of it has written {metric!r}; name a run, or another metric of its metrics.jsonl")

@@ -23,12 +23,16 @@ def plan(settings: config.AnyStage | config.Pipeline, name: str, command: Plan) 
     """
     pipeline = isinstance(settings, config.Pipeline)
     stages = settings.stages() if pipeline else {name: settings}
-    models = known_models(stages)
+    models, unknown = known_models(stages)
+    if not models:
+        raise config.ConfigError(next(iter(unknown.values())))
     console = Console()
-    found = here(models[next(iter(stages))]) if command.topology == topology.HERE else topology.parse(command.topology)
+    for title, why in unknown.items():
+        console.print(f"not planned: {title}: {why}", highlight=False, soft_wrap=True)
+    found = here(models[next(iter(models))]) if command.topology == topology.HERE else topology.parse(command.topology)
     price = command.price if command.price is not None or not pipeline else settings.bill.price_per_hour or None
     plans = []
-    for title, stage in stages.items():
+    for title, stage in ((title, stage) for title, stage in stages.items() if title in models):
         if isinstance(stage, config.RejectionSampling):
             plans.append(rows.plan(title, stage, models[title], found, command))
             console.print(plans[-1].line, highlight=False, soft_wrap=True)
@@ -50,20 +54,31 @@ def plan(settings: config.AnyStage | config.Pipeline, name: str, command: Plan) 
     return 0
 
 
-def known_models(stages: dict[str, config.AnyStage]) -> dict[str, config.Model]:
-    """Each stage's architecture with its compute choices: its own ``model``, an earlier stage's, or that of the weights."""
+def known_models(stages: dict[str, config.AnyStage]) -> tuple[dict[str, config.Model], dict[str, str]]:
+    """Each stage's architecture with its compute choices: an earlier stage's, its own ``model``, or that of the weights; and of
+    the stages whose weights cannot be found why not: those of a student may be elsewhere while a plan is made."""
     found: dict[str, config.Model] = {}
+    unknown: dict[str, str] = {}
     for title, stage in stages.items():
-        if isinstance(stage, config.RejectionSampling):
-            earlier = found.get(stage.init.partition("@")[0])
-            found[title] = with_types(earlier or open_input(stage.init, {}).model, stage)
-        elif (earlier := stage.init.partition("@")[0]) in found:
-            found[title] = with_choices(stage, found[earlier], loaded=True)
-        elif stage.model is not None:
-            found[title] = with_choices(stage, stage.model, loaded=stage.init != "random")
-        else:
-            found[title] = find_model(stage, {})[0]
-    return found
+        earlier = stage.init.partition("@")[0]
+        if earlier in unknown:
+            unknown[title] = f"it begins with {earlier}"
+            continue
+        try:
+            found[title] = model_of(stage, found.get(earlier))
+        except config.ConfigError as error:
+            unknown[title] = str(error)
+    return found, unknown
+
+
+def model_of(stage: config.AnyStage, earlier: config.Model | None) -> config.Model:
+    if isinstance(stage, config.RejectionSampling):
+        return with_types(earlier or open_input(stage.init, {}).model, stage)
+    if earlier is not None:
+        return with_choices(stage, earlier, loaded=True)
+    if stage.model is not None:
+        return with_choices(stage, stage.model, loaded=stage.init != "random")
+    return find_model(stage, {})[0]
 
 
 def here(model: config.Model) -> Topology:
