@@ -58,12 +58,14 @@ class Memory:
     """What is free on the host for each of its devices; None if it does not tell."""
     beside: bool = False
     """The next rollout runs while the updates do."""
+    judges: int = 0
+    """The weights of reward models that score its answers."""
     apart: bool = False
     """The sampler has devices of its own (``engine.devices``), which hold its weights, ``cache`` and ``sampling`` alone."""
 
     @property
     def resident(self) -> int:
-        return self.weights + self.moments + self.reference + (0 if self.apart else self.sampler)
+        return self.weights + self.moments + self.reference + self.judges + (0 if self.apart else self.sampler)
 
     @property
     def need(self) -> int:
@@ -95,6 +97,7 @@ class Memory:
             "weights": self.weights,
             "optimizer": self.moments,
             "reference": self.reference,
+            "reward models": self.judges,
             "sampler's weights": self.sampler,
             "gradients": self.gradients,
             "activations": self.activations,
