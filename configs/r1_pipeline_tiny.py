@@ -15,7 +15,7 @@ supplement B):
     sft2          SFT of the base, again from its beginning
     helpful       a reward model of pairs: a number in the language that is asked for is better than in the other
     safety        a reward model of labelled answers: a thought in two languages stands for harm
-    rl2           GRPO at temperature 0.7 with all rules; in the last steps also prompts for the reward models, with their scores
+    rl2           GRPO at temperature 0.7 with all rules; in the last steps also prompts and scores of the reward models
     traces        the final model's answers
     student       a dense model on the traces; what it starts from (``student_base``) saw the same noisy rows as the base
 
@@ -116,8 +116,9 @@ def judge(init: str, rows: str, **settings) -> RewardModel:
     """A reward model of what ``two_scripts`` thinks of answers."""
     return RewardModel(
         init=init, text=TEXT, sources=(Source(path=f"r1jax.data.two_scripts:{rows}", name=rows, rewards={}),),
-        steps=40, batch=64, sequence_length=128, micro_batch=32, engine=ENGINE, sampling=SAMPLING, log=LOG, checkpoint=CHECKPOINT,
-        optimizer=Optimizer(lr=1e-3, lr_end=1e-4, warmup_steps=5), eval=Eval(every=40, limit=256), **settings,
+        steps=40, batch=64, sequence_length=128, micro_batch=32, engine=ENGINE, sampling=SAMPLING, log=LOG,
+        checkpoint=CHECKPOINT, optimizer=Optimizer(lr=1e-3, lr_end=1e-4, warmup_steps=5), eval=Eval(every=40, limit=256),
+        **settings,
     )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def test_stages_that_are_not_there(run, flags, said):
             {"rl": tiny.grpo(init="dev", model=None, preference=(config.Preference(model="student"),))},
             "rl: preference 'helpful' is 'student', which makes a model, no reward model",
         ),
-        ({"judge": tiny.judge(init="rl", model=None)}, "judge: init is 'rl', which is no stage before it; there are: zero, dev"),
+        ({"judge": tiny.judge(init="rl", model=None)}, "judge: init is 'rl', which is no stage before it; there are: zero"),
         ({"cold": tiny.rejection(init="rl@3")}, "cold: init is 'rl', which is no stage before it; there are: zero"),
         ({"cold": tiny.rejection(rewrite=config.Rewrite(model="dev"))}, "rewrite.model is 'dev', which is no stage before it"),
     ],
