@@ -9,8 +9,9 @@
     rl1         GRPO with the language reward, clipped at 1 + 10
     rejection   its right answers, 600K of them, joined with 200K that are no reasoning
     sft2        SFT of the base, again from its beginning
-    rl2         GRPO at temperature 0.7 with all rules. R1 also asked its reward models (helpful, safety), about general prompts
-                in the last 400 of 1,700 steps; those stages are not here yet
+    helpful     a reward model of pairs, which reads the summary alone
+    safety      a reward model of labelled answers, which reads all of them
+    rl2         GRPO at temperature 0.7 with all rules; in the last 400 of 1,700 steps general prompts and the reward models too
     qwen_1_5b ... llama_70b    the six students, by SFT on the rows of `rejection`
 
 Device    512 of 80 GB or more. Not run here. Rows need the extras `parquet` and `reasoning-gym`.
@@ -38,7 +39,9 @@ from r1jax.config import (
     Mesh,
     Optimizer,
     Pipeline,
+    Preference,
     RejectionSampling,
+    RewardModel,
     Rewrite,
     Sampling,
     Source,
@@ -52,6 +55,17 @@ BASE = ZERO.init
 R1 = Text(template="r1")
 MATH = "agentica-org/DeepScaleR-Preview-Dataset"
 LOGIC = "reasoning_gym:zebra_puzzles"  # R1's logic prompts hold such puzzles (supplement B.3.1)
+
+
+# R1's pairs and labels are unpublished.
+HELPFUL = Source(
+    path="argilla/ultrafeedback-binarized-preferences", name="helpful", rewards={},
+    options={"fields": {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}},
+)  # fmt: skip
+SAFETY = Source(
+    path="PKU-Alignment/BeaverTails@refs/convert/parquet", name="safety", rewards={},
+    options={"files": "default/330k_train/*", "fields": {"completion": "response", "label": "is_safe"}},
+)  # fmt: skip
 
 
 def prompts(math: int | None = None, logic: int | None = None) -> tuple[Source, ...]:
@@ -102,6 +116,21 @@ def answers_of(init: str, sources: tuple[Source, ...], **settings) -> RejectionS
     )  # fmt: skip
 
 
+def judge(rows_of: Source, rows: int, **settings) -> RewardModel:
+    """R1's rates, batch and one epoch are the defaults; what it began with is unpublished but for its architecture."""
+    return RewardModel(
+        init="sft2", text=R1, sources=(dataclasses.replace(rows_of, limit=rows),), steps=rows // 256,
+        bias_rate=0.0, balance_weight=0.0, mtp_weight=0.0, micro_batch=32, param_dtype="bfloat16", remat="offload",
+        capacity_factor=1.25, offload=("optimizer",), mesh=ZERO.mesh, optimizer=Optimizer(lr=6e-6, moments_dtype="bfloat16"),
+        **settings,
+    )  # fmt: skip
+
+
+def general(rows_of: Source, weight: float) -> Source:
+    """Prompts that a reward model judges, with the other terms of equation 10 and 8."""
+    return dataclasses.replace(rows_of, weight=weight, rewards={compose.R1_FORMAT: 1.0, "language": 1.0})
+
+
 def student(name: str, micro_batch: int = 64, **settings) -> SFT:
     """A student of its own config, on the rows made here and on 512 devices."""
     made = Source(path="stage:rejection", name="rejection", rewards={})
@@ -137,8 +166,6 @@ class R1Pipeline(Pipeline):
     dev1: SFT = field(default_factory=lambda: sft("cold", steps=80))  # 2 to 3 epochs
     # Unpublished: R1's 80 hours are about 4,200 of R1-Zero's steps, of which rl2 had 1,700.
     rl1: GRPO = field(default_factory=lambda: rl("dev1", steps=2_000))
-    # ---- Here come the reward models: helpful, of 66,000 pairs, and safety, of 106,000 labelled answers; lr 6e-6, batch 256,
-    # one epoch (Nature 2025, Methods). rl2 then asks them about general prompts in its last 400 steps.
     rejection: RejectionSampling = field(
         default_factory=lambda: answers_of(
             "rl1",
@@ -154,8 +181,20 @@ class R1Pipeline(Pipeline):
         )
     )
     sft2: SFT = field(default_factory=lambda: sft("rejection", steps=12_574))  # 2 epochs of 804,745 rows
+    helpful: RewardModel = field(default_factory=lambda: judge(HELPFUL, rows=66_000))
+    safety: RewardModel = field(default_factory=lambda: judge(SAFETY, rows=106_000, form="pointwise", reads="response"))
     rl2: GRPO = field(
-        default_factory=lambda: rl("sft2", steps=1_700, sampling=Sampling(temperature=0.7, max_new_tokens=32_768))
+        default_factory=lambda: rl(
+            "sft2",
+            steps=1_700,
+            sampling=Sampling(temperature=0.7, max_new_tokens=32_768),
+            sources=(*prompts(), general(HELPFUL, weight=66), general(SAFETY, weight=12)),
+            preference=(
+                Preference(name="helpful", model="helpful", sources=("helpful",), last_steps=400),
+                Preference(name="safety", model="safety", sources=("safety",), last_steps=400),
+            ),
+            eval=dataclasses.replace(ZERO.eval, sources=(dataclasses.replace(prompts()[0], split="test"),)),
+        )
     )
     qwen_1_5b: SFT = field(default_factory=lambda: student("qwen_1_5b"))
     qwen_7b: SFT = field(default_factory=lambda: student("qwen_7b"))

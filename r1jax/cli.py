@@ -189,6 +189,13 @@ def data_provenance(args: Sequence[str]) -> int:
     return provenance(command)
 
 
+def data_pairs(args: Sequence[str]) -> int:
+    command = parse(commands.DataPairs, args, "r1jax data pairs")
+    from r1jax.data.pairs import pairs
+
+    return pairs(command)
+
+
 def bench(args: Sequence[str]) -> int:
     return choose(args, BENCH, "r1jax bench", bench_commands.Bench.__doc__)
 
@@ -237,6 +244,7 @@ DATA: Commands = {
     "dedupe": (commands.DataDedupe, data_dedupe),
     "decontaminate": (commands.DataDecontaminate, data_decontaminate),
     "provenance": (commands.DataProvenance, data_provenance),
+    "pairs": (commands.DataPairs, data_pairs),
 }
 BENCH: Commands = {
     "rollout": (bench_commands.BenchRollout, bench_rollout),

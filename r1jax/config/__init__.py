@@ -17,6 +17,7 @@ from r1jax.config.model import Model as Model
 from r1jax.config.model import MoE as MoE
 from r1jax.config.model import Rope as Rope
 from r1jax.config.model import Segment as Segment
+from r1jax.config.preference import Preference as Preference
 from r1jax.config.recipe import Bill as Bill
 from r1jax.config.recipe import Readable as Readable
 from r1jax.config.recipe import RejectionSampling as RejectionSampling
@@ -28,6 +29,7 @@ from r1jax.config.stages import SAFE_TO_CHANGE as SAFE_TO_CHANGE
 from r1jax.config.stages import SFT as SFT
 from r1jax.config.stages import AnyStage as AnyStage
 from r1jax.config.stages import Pipeline as Pipeline
+from r1jax.config.stages import RewardModel as RewardModel
 from r1jax.config.stages import Stage as Stage
 from r1jax.config.stages import safe_to_change as safe_to_change
 from r1jax.config.train import Checkpoint as Checkpoint

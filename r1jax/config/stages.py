@@ -12,6 +12,7 @@ from r1jax.config.data import Source, Text
 from r1jax.config.lora import LoRA
 from r1jax.config.mesh import Mesh
 from r1jax.config.model import AttentionKernel, DType, MatmulDType, Model, Remat
+from r1jax.config.preference import Preference
 from r1jax.config.recipe import SAFE_FOR_ROWS, Bill, RejectionSampling
 from r1jax.config.rollout import Engine, Sampling
 from r1jax.config.train import Checkpoint, Eval, Export, Log, Optimizer, Workers
@@ -90,6 +91,7 @@ class Stage:
                     "one of them another name, or both the same rewards"
                 )
         scored = (*(self.sources if self.eval.every and not held_out else ()), *held_out)
+        scored = () if isinstance(self, RewardModel) else scored
         for s in (*scored, *(self.sources if isinstance(self, GRPO) else ())):
             if not s.rewards:
                 raise ConfigError(f"source {s.name!r} has no rewards; name one, for example {{'accuracy': 1.0}}")
@@ -123,6 +125,48 @@ class SFT(Stage):
     """R1's SFT stages: cosine from 5e-5 to 5e-6 (Nature 2025, supplement B.4.2)."""
     eval: Eval = field(default_factory=lambda: Eval(every=0))
     kind: Literal["sft"] = "sft"
+
+
+@dataclass(frozen=True)
+class RewardModel(Stage):
+    """A reward model: a policy's trunk with a scalar head, which gives an answer a number. R1's settings are the defaults
+    (Nature 2025, Methods): the helpful one learned from 66,000 pairs, the safety one from 106,000 labelled answers."""
+
+    form: Literal["pairwise", "pointwise"] = "pairwise"
+    """``pairwise``: rows have ``chosen`` and ``rejected``, and perhaps a ``margin`` (``r1jax data pairs`` makes such). The
+    value is a score without scale or zero. ``pointwise``: rows have ``completion`` and ``label``, 1 good (safe) or 0 bad. The
+    value is the log-odds that it is good, and as a reward the probability."""
+    reads: Literal["summary", "response"] = "summary"
+    """``summary`` leaves the thought out, so as not to disturb the reasoning: R1's helpful model; ``response`` is the whole
+    turn, for harm may stand in the thought too: its safety model."""
+    batch: int = 256
+    """Pairs, or labelled answers, per update."""
+    sequence_length: int = 16_384
+    """Length of a packed row, which must hold both answers of a pair, each with the prompt: R1 trained on at most 8,192 tokens
+    each. Longer ones are left out and counted. What is scored later may be longer."""
+    margin: float = 0.0
+    """The better answer must be ahead by this times the row's ``margin`` (Llama 2, arXiv 2307.09288, eq. 2); 0, as R1, asks it
+    only to be ahead."""
+    length_balance: float = 0.02
+    """R1 matched the lengths of chosen and rejected answers over the data set, so that length earns nothing. A pair that would
+    take their mean lengths so far apart, as a share of the mean, is left out and counted. 0 takes every pair."""
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=6e-6))
+    eval: Eval = field(default_factory=lambda: Eval(every=0))
+    """Of held-out rows; only ``every``, ``sources`` and ``limit`` count."""
+    kind: Literal["reward_model"] = "reward_model"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch < 1:
+            raise ConfigError(f"batch is {self.batch}; it must be at least 1")
+        if self.margin < 0 or not 0 <= self.length_balance < 1:
+            raise ConfigError("margin must be >= 0 and length_balance in [0, 1)")
+        if self.form == "pointwise" and self.margin:
+            raise ConfigError(f"margin is {self.margin}, but form 'pointwise' has no pairs; set it to 0")
+        if self.lora.rank:
+            raise ConfigError(f"lora.rank is {self.lora.rank}, but a reward model, with its new head, is trained whole; use 0")
+        if self.export.every:
+            raise ConfigError("export.every is set, but a reward model is no model that other engines load; set it to 0")
 
 
 @dataclass(frozen=True)
@@ -205,6 +249,8 @@ class GRPO(Stage):
     token, which the rollout never read, routes by itself, as do the reference (its weights did not sample; so slime) and the
     multi-token-prediction module. A token's routes take a byte per layer and chosen expert on the host (464 in V3), two past
     256 experts."""
+    preference: tuple[Preference, ...] = ()
+    """Reward models whose scores join the rewards of sources: R1's preference rewards."""
     share_prompts: bool = True
     """Lay a question's prompt once beside its answers in the update, not once per answer. The same values and
     gradients; expert load and balance count the prompt's tokens once."""
@@ -227,6 +273,7 @@ class GRPO(Stage):
             raise ConfigError("reference_every and dynamic_sampling must be >= 0")
         if self.partial_rollouts < 0:
             raise ConfigError(f"partial_rollouts is {self.partial_rollouts}; it must be >= 0 (0 waits for all answers)")
+        self._check_preferences()
         if self.off_policy and self.old_logprobs == "trainer" and not self.importance_cap:
             name = "one_step_off_policy" if self.one_step_off_policy else "partial_rollouts"
             raise ConfigError(
@@ -269,6 +316,31 @@ class GRPO(Stage):
             if self.dynamic_reward not in s.rewards:
                 raise ConfigError(f"dynamic_reward is {self.dynamic_reward!r}; source {s.name!r} has {', '.join(s.rewards)}")
 
+    def _check_preferences(self):
+        named, last_round = [s.name for s in self.sources], (self.steps - 1) // self.minibatches * self.minibatches
+        for p in self.preference:
+            if unknown := set(p.sources) - set(named):
+                raise ConfigError(f"preference {p.name!r}: no source is called {min(unknown)!r}; there are {', '.join(named)}")
+            if any(p.name in s.rewards for s in self.sources):
+                raise ConfigError(f"preference {p.name!r}: a source has a reward of that name; give one of them another")
+            if p.last_steps and self.steps - p.last_steps > last_round:
+                raise ConfigError(
+                    f"preference {p.name!r}: no round begins in the last {p.last_steps} of {self.steps} steps, for the last "
+                    f"round makes {self.steps - last_round}; set last_steps to at least that, or 0"
+                )
+        if len({p.name for p in self.preference}) < len(self.preference):
+            raise ConfigError(f"preferences share a name: {', '.join(p.name for p in self.preference)}; give each its own")
+        if not any(s.weight > 0 and s.name not in self.deferred(0) for s in self.sources):
+            raise ConfigError(
+                "preference: every source waits for the last steps, so that none is left for the first ones; name the sources "
+                "of general prompts alone, or set rows to 'always'"
+            )
+
+    def deferred(self, step: int) -> frozenset[str]:
+        """The sources whose rows do not come yet in a round that begins at this step."""
+        late = [p for p in self.preference if p.rows == "with it" and not p.counts(step, self.steps)]
+        return frozenset(name for p in late for name in p.sources or [s.name for s in self.sources])
+
     @property
     def off_policy(self) -> bool:
         """Whether answers may come from weights before the round's."""
@@ -290,7 +362,8 @@ class Pipeline:
     """Named stages, run in the order of the fields. Subclass it and give each stage a field.
 
     A stage whose ``init`` is the name of an earlier one (or NAME@STEP, NAME@best) starts from that one's last checkpoint, and a
-    source whose path is ``stage:NAME`` has the rows that an earlier ``RejectionSampling`` made.
+    source whose path is ``stage:NAME`` has the rows that an earlier ``RejectionSampling`` made. A ``preference`` of GRPO names
+    an earlier ``RewardModel`` in the same way.
     """
 
     seed: int | None = None
@@ -313,12 +386,15 @@ class Pipeline:
         """
         stages, found = self.stages(), {}
         for name, stage in stages.items():
-            wanted = [("init", stage.init.partition("@")[0], False)]
+            starts = ("model", "reward model") if isinstance(stage, RewardModel) else ("model",)
+            wanted = [("init", stage.init.partition("@")[0], starts)]
             if isinstance(stage, GRPO):
-                wanted.append(("teacher", stage.teacher.partition("@")[0], False))
+                wanted.append(("teacher", stage.teacher.partition("@")[0], ("model",)))
             if isinstance(stage, RejectionSampling) and not stage.rewrite.url:
-                wanted.append(("rewrite.model", stage.rewrite.model.partition("@")[0], False))
-            wanted += [(f"source {s.name!r}", p.removeprefix(ROWS_OF), True) for s, p in rows_of_stages(stage)]
+                wanted.append(("rewrite.model", stage.rewrite.model.partition("@")[0], ("model",)))
+            if isinstance(stage, GRPO):
+                wanted += [(f"preference {p.name!r}", p.model.partition("@")[0], ("reward model",)) for p in stage.preference]
+            wanted += [(f"source {s.name!r}", p.removeprefix(ROWS_OF), ("rows",)) for s, p in rows_of_stages(stage)]
             if isinstance(stage, Stage) and stage.eval.every and not stage.eval.sources:
                 for s, path in rows_of_stages(stage):
                     if s.weight > 0 and not s.options.get("test_share"):
@@ -326,15 +402,22 @@ class Pipeline:
                             f"{name}: {path} holds nothing out; name eval.sources, set the source's option test_share, or set "
                             "eval.every to 0"
                         )
-            for where, other, rows in wanted:
-                if (rows and other not in found) or (other in stages and other not in found):
-                    known = ", ".join(n for n in found if isinstance(stages[n], RejectionSampling) == rows) or "none"
+            for where, other, kinds in wanted:
+                if (kinds == ("rows",) and other not in found) or (other in stages and other not in found):
+                    known = ", ".join(n for n in found if makes(stages[n]) in kinds) or "none"
                     raise ConfigError(f"{name}: {where} is {other!r}, which is no stage before it; there are: {known}")
-                if other in found and isinstance(stages[other], RejectionSampling) != rows:
-                    makes = "a model, no rows" if rows else "rows, no model"
-                    raise ConfigError(f"{name}: {where} is {other!r}, which makes {makes}")
+                if other in found and makes(stages[other]) not in kinds:
+                    said = {"rows": "rows", "model": "a model", "reward model": "a reward model"}[makes(stages[other])]
+                    raise ConfigError(f"{name}: {where} is {other!r}, which makes {said}, no {kinds[0]}")
             found[name] = tuple(dict.fromkeys(other for _, other, _ in wanted if other in found))
         return found
+
+
+def makes(stage: AnyStage) -> Literal["rows", "reward model", "model"]:
+    """What a stage leaves."""
+    if isinstance(stage, RejectionSampling):
+        return "rows"
+    return "reward model" if isinstance(stage, RewardModel) else "model"
 
 
 def rows_of_stages(stage: AnyStage) -> list[tuple[Source, str]]:

@@ -64,12 +64,14 @@ class Memory:
     """PPO's second model: weights, moments, float32 master weights."""
     teacher: int = 0
     """The weights of the model that is distilled from."""
+    judges: int = 0
+    """The weights of reward models that score its answers."""
     apart: bool = False
     """The sampler has devices of its own (``engine.devices``), which hold its weights, ``cache`` and ``sampling`` alone."""
 
     @property
     def resident(self) -> int:
-        others = self.critic + self.teacher + (0 if self.apart else self.sampler)
+        others = self.critic + self.teacher + self.judges + (0 if self.apart else self.sampler)
         return self.weights + self.moments + self.reference + others
 
     @property
@@ -104,6 +106,7 @@ class Memory:
             "reference": self.reference,
             "critic": self.critic,
             "teacher": self.teacher,
+            "reward models": self.judges,
             "sampler's weights": self.sampler,
             "gradients": self.gradients,
             "activations": self.activations,

@@ -17,7 +17,7 @@ from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
 from r1jax.plan import spent
-from r1jax.stages import rollouts
+from r1jax.stages import preferences, rollouts
 from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
 from r1jax.stages.rollouts import length_cap, next_questions
 from r1jax.stages.workspace import Workspace, told
@@ -85,8 +85,8 @@ def advantages_of(work: Workspace, answers: Answers) -> np.ndarray:
 def find_answers(work: Workspace, questions: int) -> Answers:
     """The answers to so many questions."""
     if work.stage.off_policy:
-        return rollouts.answers(work, questions)
-    return roll_out(work, next_questions(work, questions))
+        return preferences.scored(work, rollouts.answers(work, questions))
+    return preferences.scored(work, roll_out(work, next_questions(work, questions, work.step)))
 
 
 def replace_groups(answers: Answers, where: np.ndarray, new: Answers) -> Answers:

@@ -22,6 +22,8 @@ from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.eval.reward_model import Judge
+from r1jax.models import decoder
 from r1jax.observe import compiling
 from r1jax.observe.display import Display
 from r1jax.observe.energy import Meter
@@ -55,6 +57,11 @@ class Cursor:
     """Rows that were too long."""
     refreshed: int = 0
     """The step at which the reference became the policy."""
+    unbalanced: int = 0
+    """Pairs left out so that chosen and rejected answers are equally long."""
+    chosen_tokens: int = 0
+    """Of all pairs so far."""
+    rejected_tokens: int = 0
 
 
 class Preempted(Exception):
@@ -103,6 +110,8 @@ class Workspace:
     aside: ThreadPoolExecutor | None = None
     """Samples while this thread computes updates; None where both must launch their programs in one order: on several
     devices."""
+    judges: dict[str, Judge] = field(default_factory=dict)
+    """Reward models by the names of their preferences."""
     leaving: threading.Event = field(default_factory=threading.Event)
     """What is sampled in ``aside`` is no longer wanted."""
 
@@ -242,6 +251,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
                         f"{run.name}: its sources changed since step {latest}; restore them, or start a new run from it"
                     )
             teacher = found.teacher and _load_teacher(found, partial(_report, display, phase))
+            judges = {p.name: Judge(opened, mesh) for p, opened in found.judges}
         # An attempt that trained nothing counts for nothing: not even its evaluation before step 1 is kept.
         resumed_at = latest or -1
         metrics = samples = None
@@ -261,7 +271,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
             display, ledger, state, cursor, found.held_out, terminating, found.export, int(state.step), critic, critic_state,
-            teacher,
+            teacher, judges=judges,
         )  # fmt: skip
         if isinstance(stage, config.GRPO) and stage.off_policy:
             if latest is not None:
@@ -279,6 +289,11 @@ def _first_params(found: Prepared, run: RunDir, trainer: Trainer, report: loadin
     """What training begins with; without adapters, if there are any."""
     if found.opened is None:
         return trainer.init_params(found.stage.seed)
+    if isinstance(found.stage, config.RewardModel) and found.opened.head is None:
+        policy = dataclasses.replace(found.model, mtp_depth=found.opened.model.mtp_depth)
+        specs = decoder.specs(policy)
+        where = sharding.param_shardings(specs, found.mesh, sharding.TRAIN)
+        return trainer.with_new_head(found.opened.load(specs, where, report), found.stage.seed)
     if not found.stage.lora.rank:
         return found.opened.load(*_base_of(trainer), report)
     base = loading.pinned(found.opened)

@@ -1,4 +1,4 @@
-"""The losses of a micro-batch: a model's forward pass joined to a function of arrays."""
+"""The losses of a micro-batch: a forward pass joined to a function of arrays."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from r1jax import config
 from r1jax.losses.distillation import teacher_advantages
 from r1jax.losses.grpo import grpo_loss
 from r1jax.losses.ppo import value_loss
+from r1jax.losses.preference import pairwise, pointwise
 from r1jax.losses.sft import cross_entropy
 from r1jax.models import decoder, scalar
 from r1jax.models.logprobs import token_logprobs
-from r1jax.types import PackedBatch
+from r1jax.types import JudgedBatch, PackedBatch
+
+
+def specs(stage: config.Stage, model: config.Model) -> dict:
+    """The ParamSpecs of what a stage trains."""
+    if stage.kind == "reward_model":
+        return scalar.specs(model, std=(model.d_model + 1) ** -0.5)
+    return decoder.specs(model)
 
 
 def moe_layers(model: config.Model) -> int:
@@ -91,7 +99,8 @@ def loss(
     else:
         main, sums = cross_entropy(values, batch.mask, batch.weights)
     sums["entropy"] = jnp.where(batch.mask, entropy, 0.0).sum()
-    total = main / totals["loss"] + balance(sums, aux, batch, totals, stage=stage, model=model)
+    total = main / totals["loss"]
+    total += balance_loss(aux, batch, totals, sums, stage=stage, model=model)
     if batch.routes is not None:
         sums["routes_apart"], sums["routes"] = sum(d.sum(0) for d in aux.disagreement if d is not None)
     if model.mtp_depth:
@@ -101,32 +110,56 @@ def loss(
     return total, jax.lax.stop_gradient(sums | {"loss": total})
 
 
-def balance(
-    sums: dict, aux: decoder.Aux, batch: PackedBatch, totals: dict[str, jax.Array], *, stage: config.Stage, model: config.Model
-) -> jax.Array | float:
-    """The balance loss of a mixture's layers, weighted; adds to ``sums`` what they say of themselves."""
-    if not (layers := moe_layers(model)):
-        return 0.0
-    apart = aux.balance / (totals["sequences"] * layers)
-    sums |= {"balance": apart, "load": tuple(aux.load)}
-    if model.capacity_factor is not None:
-        sums["dropped"] = sum(d.sum() for d in aux.dropped if d is not None)
-        sums["choices"] = jnp.float32(batch.tokens.size * model.moe.top_k * layers)
-    return stage.balance_weight * apart
-
-
 def values_loss(
     params, batch: PackedBatch, totals: dict[str, jax.Array], own=None, *, stage: config.GRPO, model: config.Model
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """As ``loss``, of the critic."""
-    values, aux = scalar.values(
-        params, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model
-    )
-    main, sums = value_loss(
-        values, old_values=batch.values, returns=batch.returns, mask=batch.mask, clip=stage.critic.clip
-    )
-    total = main / totals["loss"] + balance(sums, aux, batch, totals, stage=stage, model=model)
+    """As ``loss``, of a critic; ``own`` is not read."""
+    values, aux = scalar.values(params, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model)
+    main, sums = value_loss(values, old_values=batch.values, returns=batch.returns, mask=batch.mask, clip=stage.critic.clip)
+    total = main / totals["loss"] + balance_loss(aux, batch, totals, sums, stage=stage, model=model)
     return total, jax.lax.stop_gradient(sums | {"loss": total})
+
+
+def preference_loss(
+    params,
+    batch: JudgedBatch,
+    totals: dict[str, jax.Array],
+    own: dict[str, jax.Array] | None = None,
+    *,
+    stage: config.RewardModel,
+    model: config.Model,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """As ``loss``, of a reward model; ``own`` is empty."""
+    values, aux = scalar.values(params, batch.tokens, batch.positions, batch.segments, model=model)
+    if stage.form == "pairwise":
+        worse = jnp.take_along_axis(values, batch.against, axis=1)
+        main, sums = pairwise(values, worse, batch.mask, stage.margin * batch.targets if stage.margin else None)
+    else:
+        main, sums = pointwise(values, batch.targets, batch.mask)
+    sums["tokens"] = (batch.segments > 0).sum().astype(jnp.float32)
+    total = main / totals["loss"] + balance_loss(aux, batch, totals, sums, stage=stage, model=model)
+    return total, jax.lax.stop_gradient(sums | {"loss": total})
+
+
+def balance_loss(
+    aux: decoder.Aux,
+    batch: PackedBatch | JudgedBatch,
+    totals: dict[str, jax.Array],
+    sums: dict,
+    *,
+    stage: config.Stage,
+    model: config.Model,
+) -> jax.Array | float:
+    """The balance loss of the experts, weighted; what is measured of them joins ``sums``."""
+    layers = moe_layers(model)
+    if not layers:
+        return 0.0
+    balance = aux.balance / (totals["sequences"] * layers)
+    sums |= {"balance": balance, "load": tuple(aux.load)}
+    if model.capacity_factor is not None:
+        sums["dropped"] = sum(d.sum() for d in aux.dropped if d is not None)
+        sums["choices"] = jnp.float32(batch.tokens.size * model.moe.top_k * layers)
+    return stage.balance_weight * balance
 
 
 def mtp_mask(batch: PackedBatch) -> jax.Array:
@@ -154,4 +187,4 @@ def mtp_loss(params, hidden, batch: PackedBatch, *, model: config.Model, stop_tr
 
 
 def objective(stage: config.Stage, model: config.Model):
-    return partial(loss, stage=stage, model=model)
+    return partial(preference_loss if stage.kind == "reward_model" else loss, stage=stage, model=model)

@@ -14,12 +14,12 @@ from jax.sharding import NamedSharding
 from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.losses.sums import combine
-from r1jax.models import decoder
+from r1jax.models import scalar
 from r1jax.train import objectives, offload
 from r1jax.train import state as states
 from r1jax.train.optimizer import global_norm, optimizer, rates_of, scaled
 from r1jax.train.state import TrainState
-from r1jax.types import PackedBatch
+from r1jax.types import JudgedBatch, PackedBatch
 
 
 class Trainer:
@@ -69,7 +69,7 @@ class Trainer:
                 "change one of them"
             )
         offload.check(stage, mesh)
-        self.base_specs = decoder.specs(model) if specs is None else specs
+        self.base_specs = objectives.specs(stage, model) if specs is None else specs
         self.objective = objective or objectives.objective(stage, model)
         lora.check_targets(self.base_specs, stage.lora)
         self.specs = lora.adapt(self.base_specs, stage.lora)
@@ -102,6 +102,12 @@ class Trainer:
         """Random weights, born sharded."""
         return self._init(jax.random.key(seed))
 
+    def with_new_head(self, policy: Any, seed: int) -> Any:
+        """What a reward model begins with: the trunk of a policy (the same arrays) and a head drawn from the seed."""
+        head, where = {scalar.HEAD: self.base_specs[scalar.HEAD]}, self.param_shardings[scalar.HEAD]
+        drawn = jax.jit(lambda key: parameters.init(head, key)[scalar.HEAD], out_shardings=where)(jax.random.key(seed))
+        return scalar.from_policy(policy, drawn)
+
     def create(self, params: Any) -> TrainState:
         """A fresh state around ``params``, a tree of ``base_specs``."""
         if not self.stage.lora.rank:
@@ -123,12 +129,12 @@ class Trainer:
     def _base(self, state: TrainState) -> Any:
         return lora.off(state.params) if self.stage.lora.rank else None
 
-    def put(self, batch: PackedBatch) -> PackedBatch:
+    def put(self, batch: PackedBatch | JudgedBatch) -> PackedBatch | JudgedBatch:
         """Host arrays [M, B, T] onto the mesh."""
         return jax.tree.map(lambda x: sharding.put(x, self.mesh, sharding.TRAIN, None, "batch", "sequence"), batch)
 
     def update(
-        self, state: TrainState, batch: PackedBatch, count: int, denominator: float
+        self, state: TrainState, batch: PackedBatch | JudgedBatch, count: int, denominator: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update. Where ``batch`` has no ``old_logprobs`` or ``ref_logprobs``, the policy's own stand for them, in the same
         program."""
@@ -294,6 +300,8 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
     out = {name: sums[key] / tokens for key, name in per_token.items() if key in sums}
     out |= {f"loss/{key}": sums[key] / denominator for key in ("policy", "kl", "values") if key in sums}
     out |= {f"loss/{key}": sums[key] for key in ("balance", "mtp") if key in sums}
+    if "judged" in sums:
+        out |= preference_metrics(sums)
     out |= {"loss": sums["loss"], "tokens": sums["tokens"]}
     if "max/logprob_diff" in sums:
         out["sampler/logprob_diff_max"] = sums["max/logprob_diff"]
@@ -305,4 +313,17 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         shares = [load / jnp.maximum(load.mean(-1, keepdims=True), 1e-9) for load in sums["load"] if load is not None]
         out["expert/max_load"] = jnp.stack([s.max() for s in shares]).max()
         out["expert/min_load"] = jnp.stack([s.min() for s in shares]).min()
+    return out
+
+
+def preference_metrics(sums: dict) -> dict[str, jax.Array]:
+    """Of what ``losses.preference`` returns. Denominators: the pairs, or the labelled answers, all and of either kind."""
+    judged, none = sums["judged"], jnp.float32(1)
+    kinds = {"good": judged, "bad": judged}
+    if "positive" in sums:
+        kinds = {"good": sums["positive"], "bad": judged - sums["positive"]}
+    out = {f"preference/{name}": sums[name] / jnp.maximum(count, none) for name, count in kinds.items()}
+    out["preference/accuracy"] = sums["right"] / jnp.maximum(judged, none)
+    if "margin" in sums:
+        out["preference/margin"] = sums["margin"] / jnp.maximum(judged, none)
     return out
