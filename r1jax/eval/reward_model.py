@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.loading import Opened
 from r1jax.models import decoder, scalar
+from r1jax.params import fingerprint
 from r1jax.plan import flops
 from r1jax.plan.layout import device_bytes, laid_out
 from r1jax.plan.micro_batch import TOKENS, TOKENS_ON_CPU
@@ -90,6 +91,11 @@ class Judge:
     def flops(self) -> float:
         """Of all that it has read."""
         return self.reader.flops
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of its weights, see ``params.fingerprint``."""
+        return fingerprint(self._params)
 
     def scores(self, prompts: Sequence[str | list[dict]], completions: Sequence[str]) -> list[Score]:
         """A pairwise model's value, a pointwise one's probability that the answer is good. A value that is no finite number has

@@ -174,6 +174,10 @@ class Workspace:
             answers, about = saved(self.kept, self.ahead and self.ahead.result())
             if about is not None:
                 meta["ahead"] = about
+            if self.judges:
+                meta["judges"] = {name: judge.fingerprint for name, judge in self.judges.items()}
+            if self.teacher is not None:
+                meta["teacher"] = self.teacher.fingerprint
             if jax.process_index() == 0:
                 self.ledger.save(self.step)
                 self.metrics.flush()
@@ -251,7 +255,14 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
                         f"{run.name}: its sources changed since step {latest}; restore them, or start a new run from it"
                     )
             teacher = found.teacher and _load_teacher(found, partial(_report, display, phase))
+            if teacher and latest is not None and meta.get("teacher", teacher.fingerprint) != teacher.fingerprint:
+                raise config.ConfigError(
+                    f"{run.name}: the teacher {stage.teacher} has changed since step {latest}; name its old checkpoint "
+                    "(RUN@STEP) there, or start a new run"
+                )
             judges = {p.name: Judge(opened, mesh) for p, opened in found.judges}
+            if latest is not None:
+                _check_judges(run, judges, meta, latest)
         # An attempt that trained nothing counts for nothing: not even its evaluation before step 1 is kept.
         resumed_at = latest or -1
         metrics = samples = None
@@ -304,8 +315,19 @@ def _first_params(found: Prepared, run: RunDir, trainer: Trainer, report: loadin
 
 def _load_teacher(found: Prepared, report: loading.Report) -> Frozen:
     teacher = Frozen(found.stage, with_types(found.teacher.model, found.stage), found.mesh)
-    teacher.params = found.teacher.load(teacher.specs, teacher.shardings, report)
+    teacher.hold(found.teacher.load(teacher.specs, teacher.shardings, report))
     return teacher
+
+
+def _check_judges(run: RunDir, judges: dict[str, Judge], meta: dict[str, Any], step: int) -> None:
+    """Raises ConfigError where a reward model is not the one that the run was trained with."""
+    before = meta.get("judges", {})
+    for name, judge in judges.items():
+        if before.get(name, judge.fingerprint) != judge.fingerprint:
+            raise config.ConfigError(
+                f"{run.name}: the reward model {judge.name} of preference {name!r} has changed since step {step}; name its "
+                "old checkpoint (RUN@STEP) there, or start a new run"
+            )
 
 
 def _base_of(trainer: Trainer) -> tuple[Any, Any]:
