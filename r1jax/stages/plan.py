@@ -25,7 +25,7 @@ def plan(settings: config.AnyStage | config.Pipeline, name: str, command: Plan) 
     stages = settings.stages() if pipeline else {name: settings}
     models, unknown = known_models(stages)
     if not models:
-        raise config.ConfigError(next(iter(unknown.values())))
+        raise ValueError(next(iter(unknown.values())))
     console = Console()
     for title, why in unknown.items():
         console.print(f"not planned: {title}: {why}", highlight=False, soft_wrap=True)
@@ -66,7 +66,7 @@ def known_models(stages: dict[str, config.AnyStage]) -> tuple[dict[str, config.M
             continue
         try:
             found[title] = model_of(stage, found.get(earlier))
-        except config.ConfigError as error:
+        except ValueError as error:  # a ConfigError, or what hub.py finds
             unknown[title] = str(error)
     return found, unknown
 
