@@ -14,13 +14,12 @@ import dataclasses
 
 from r1jax.config import Pipeline
 from r1jax.config.loading import load_config
-from r1jax.rewards import compose
 
 
 def config() -> Pipeline:
     base = load_config("compare_grpo")[1]
     (source,) = base.rl.sources
-    overlong = compose.named("overlong", max_tokens=base.rl.sampling.max_new_tokens, buffer=2)
+    overlong = 'overlong{"max_tokens":16,"buffer":2}'
     rl = dataclasses.replace(
         base.rl,
         clip_low=0.2,

@@ -25,20 +25,20 @@ from dataclasses import dataclass, field
 
 from r1jax.config import GRPO, SFT, Bill, Checkpoint, Eval, Optimizer, Pipeline, RejectionSampling, Sampling, Source, Text
 from r1jax.config.loading import load_config
-from r1jax.rewards import compose
 
 CARD = load_config("one_card_1_5b")[1]
 (GSM8K,) = CARD.sources
 BASE, STUDENT = CARD.init, "Qwen/Qwen2.5-0.5B"
 R1 = Text(template="r1")
+RULES = {"accuracy": 1.0, 'format{"style":"r1"}': 1.0, "language": 1.0}
 SHARED = {name: vars(CARD)[name] for name in ("sequence_length", "param_dtype", "matmul_dtype", "remat", "engine")}
 ANSWER = Sampling(max_new_tokens=1024)
-HELD_OUT = Source(path=GSM8K.path, name="held_out", split="test", options=GSM8K.options, rewards=compose.reasoning())
+HELD_OUT = Source(path=GSM8K.path, name="held_out", split="test", options=GSM8K.options, rewards=RULES)
 EVAL = Eval(every=50, sources=(HELD_OUT,), limit=512, final_samples=1)
 
 
 def prompts(limit: int | None = None) -> Source:
-    return Source(path=GSM8K.path, name="gsm8k", options=GSM8K.options, limit=limit, rewards=compose.reasoning())
+    return Source(path=GSM8K.path, name="gsm8k", options=GSM8K.options, limit=limit, rewards=RULES)
 
 
 def rl(init: str, steps: int, **settings) -> GRPO:

@@ -48,11 +48,11 @@ from r1jax.config import (
     Text,
 )
 from r1jax.config.loading import load_config
-from r1jax.rewards import compose
 
 ZERO = load_config("r1_zero_671b")[1]
 BASE = ZERO.init
 R1 = Text(template="r1")
+FORMAT = 'format{"style":"r1"}'
 MATH = "agentica-org/DeepScaleR-Preview-Dataset"
 LOGIC = "reasoning_gym:zebra_puzzles"  # R1's logic prompts hold such puzzles (supplement B.3.1)
 
@@ -68,11 +68,16 @@ SAFETY = Source(
 )  # fmt: skip
 
 
+def rules(right: str) -> dict[str, float]:
+    """Equations 8 and 9 of a reasoning prompt, with equal weights."""
+    return {right: 1.0, FORMAT: 1.0, "language": 1.0}
+
+
 def prompts(math: int | None = None, logic: int | None = None) -> tuple[Source, ...]:
     """Both domains, with the rewards of R1's RL stages."""
     return (
-        Source(path=MATH, name="math", limit=math, weight=26, options={"test_share": 0.01}, rewards=compose.reasoning()),
-        Source(path=LOGIC, name="logic", limit=logic, weight=15, rewards=compose.reasoning("reasoning_gym")),
+        Source(path=MATH, name="math", limit=math, weight=26, options={"test_share": 0.01}, rewards=rules("accuracy")),
+        Source(path=LOGIC, name="logic", limit=logic, weight=15, rewards=rules("reasoning_gym")),
     )
 
 
@@ -128,7 +133,7 @@ def judge(rows_of: Source, rows: int, **settings) -> RewardModel:
 
 def general(rows_of: Source, weight: float) -> Source:
     """Prompts that a reward model judges, with the other terms of equation 10 and 8."""
-    return dataclasses.replace(rows_of, weight=weight, rewards={compose.R1_FORMAT: 1.0, "language": 1.0})
+    return dataclasses.replace(rows_of, weight=weight, rewards={FORMAT: 1.0, "language": 1.0})
 
 
 def student(name: str, micro_batch: int = 64, **settings) -> SFT:
@@ -157,7 +162,7 @@ class R1Pipeline(Pipeline):
     cold: RejectionSampling = field(
         default_factory=lambda: answers_of(
             "zero",
-            (dataclasses.replace(prompts(math=5_000)[0], rewards=compose.rule()),),  # "thousands"
+            (dataclasses.replace(prompts(math=5_000)[0], rewards=ZERO.sources[0].rewards),),  # "thousands"
             samples=4,  # several: unpublished
             style="r1",
             rewrite=Rewrite(model="deepseek-ai/DeepSeek-V3", text=Text(template="chat"), engine=ZERO.engine),
