@@ -1,4 +1,4 @@
-"""R1's whole recipe in miniature: R1-Zero, cold start, RL, rejection sampling, SFT and RL again, distillation, on two cores.
+"""R1's whole recipe in miniature: R1-Zero, cold start, RL, rejection sampling, reward models, RL again, distillation, 2 cores.
 
     r1jax train r1_pipeline_tiny
     r1jax train r1_pipeline_tiny --run-dir RUN --rl1.clip-high 0.2     # runs RL-1 anew, and what depends on it
@@ -13,7 +13,9 @@ supplement B):
     rl1           GRPO with the language reward, clipped at 1 + 10
     rejection     RL-1's right and readable answers, joined with rows that are no reasoning
     sft2          SFT of the base, again from its beginning
-    rl2           GRPO at temperature 0.7 with all rules; R1 also asked two reward models, about prompts that this task lacks
+    helpful       a reward model of pairs: a number in the language that is asked for is better than in the other
+    safety        a reward model of labelled answers: a thought in two languages stands for harm
+    rl2           GRPO at temperature 0.7 with all rules; in the last steps also prompts and scores of the reward models
     traces        the final model's answers
     student       a dense model on the traces; what it starts from (``student_base``) saw the same noisy rows as the base
 
@@ -39,7 +41,9 @@ from r1jax.config import (
     MoE,
     Optimizer,
     Pipeline,
+    Preference,
     RejectionSampling,
+    RewardModel,
     Sampling,
     Segment,
     Source,
@@ -105,7 +109,17 @@ def grpo(init: str, rewards: dict[str, float], seed: int, **settings) -> GRPO:
         kl_beta=0.0,
         optimizer=Optimizer(lr=4e-4, lr_end=4e-5, warmup_steps=5, weight_decay=0.0),
     )  # fmt: skip
-    return GRPO(init=init, sources=(prompts(rewards, seed),), **shared | settings)
+    return GRPO(**dict(init=init, sources=(prompts(rewards, seed),)) | shared | settings)
+
+
+def judge(init: str, rows: str, **settings) -> RewardModel:
+    """A reward model of what ``two_scripts`` thinks of answers."""
+    return RewardModel(
+        init=init, text=TEXT, sources=(Source(path=f"r1jax.data.two_scripts:{rows}", name=rows, rewards={}),),
+        steps=40, batch=64, sequence_length=128, micro_batch=32, engine=ENGINE, sampling=SAMPLING, log=LOG,
+        checkpoint=CHECKPOINT, optimizer=Optimizer(lr=1e-3, lr_end=1e-4, warmup_steps=5), eval=Eval(every=40, limit=256),
+        **settings,
+    )  # fmt: skip
 
 
 def answers_of(init: str, seed: int, limit: int, **settings) -> RejectionSampling:
@@ -120,7 +134,7 @@ class R1(Pipeline):
         default_factory=lambda: Bill(
             counterparts={
                 "zero": "R1-Zero", "cold": "SFT data creation", "rejection": "SFT data creation",
-                "dev1": "R1", "rl1": "R1", "sft2": "R1", "rl2": "R1",
+                "dev1": "R1", "rl1": "R1", "sft2": "R1", "helpful": "R1", "safety": "R1", "rl2": "R1",
             }
         )
     )  # fmt: skip
@@ -135,9 +149,22 @@ class R1(Pipeline):
         )
     )
     sft2: SFT = field(default_factory=lambda: on_rows_of("rejection", "base", steps=200))
+    helpful: RewardModel = field(default_factory=lambda: judge("sft2", "preferences"))
+    safety: RewardModel = field(default_factory=lambda: judge("sft2", "labels", form="pointwise", reads="response"))
     rl2: GRPO = field(
-        default_factory=lambda: grpo("sft2", ALL_RULES, seed=5, sampling=Sampling(temperature=0.7, max_new_tokens=40))
-    )
+        default_factory=lambda: grpo(
+            "sft2", ALL_RULES, seed=5, sampling=Sampling(temperature=0.7, max_new_tokens=40),
+            sources=(
+                prompts(ALL_RULES, seed=5),
+                Source(path="r1jax.data.two_scripts:names", name="names", weight=0.25, rewards={"language": 1.0}),
+                Source(path=TASK, name="plain", weight=0.25, options={"seed": 7}, rewards={"format": 1.0, "language": 1.0}),
+            ),
+            preference=(
+                Preference(name="helpful", model="helpful", sources=("names",), last_steps=10),
+                Preference(name="safety", model="safety", sources=("plain",), last_steps=10),
+            ),
+        )
+    )  # fmt: skip
     traces: RejectionSampling = field(default_factory=lambda: answers_of("rl2", seed=6, limit=3000))
     student_base: SFT = field(default_factory=lambda: from_scratch(STUDENT, steps=300))
     student: SFT = field(default_factory=lambda: on_rows_of("traces", "student_base", steps=300))

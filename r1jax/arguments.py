@@ -25,7 +25,7 @@ from tyro.constructors import (
 from r1jax.config import commands
 from r1jax.config.plan import Plan
 
-POSITIONAL = {commands.Train: "config", Plan: "config", commands.Samples: "run"}
+POSITIONAL = {commands.Train: "config", Plan: "config", commands.Samples: "run", commands.Compare: "runs"}
 """Class -> the field that is given without its name."""
 NAMES = {"from_": "from"}
 """Fields whose names as options are no names in Python."""

@@ -135,6 +135,13 @@ def samples(args: Sequence[str]) -> int:
     return show_samples(command.run, where=command.where, last=command.last, follow=command.follow)
 
 
+def compare(args: Sequence[str]) -> int:
+    command = parse(commands.Compare, args, "r1jax compare")
+    from r1jax.observe.compare import compare
+
+    return compare(command.runs, metric=command.metric, out=command.out)
+
+
 def data(args: Sequence[str]) -> int:
     return choose(args, DATA, "r1jax data", commands.Data.__doc__)
 
@@ -180,6 +187,13 @@ def data_provenance(args: Sequence[str]) -> int:
     from r1jax.data.provenance import provenance
 
     return provenance(command)
+
+
+def data_pairs(args: Sequence[str]) -> int:
+    command = parse(commands.DataPairs, args, "r1jax data pairs")
+    from r1jax.data.pairs import pairs
+
+    return pairs(command)
 
 
 def bench(args: Sequence[str]) -> int:
@@ -230,6 +244,7 @@ DATA: Commands = {
     "dedupe": (commands.DataDedupe, data_dedupe),
     "decontaminate": (commands.DataDecontaminate, data_decontaminate),
     "provenance": (commands.DataProvenance, data_provenance),
+    "pairs": (commands.DataPairs, data_pairs),
 }
 BENCH: Commands = {
     "rollout": (bench_commands.BenchRollout, bench_rollout),
@@ -246,6 +261,7 @@ COMMANDS: Commands = {
     "reward": (commands.Reward, reward),
     "export": (commands.Export, export),
     "samples": (commands.Samples, samples),
+    "compare": (commands.Compare, compare),
     "data": (commands.Data, data),
     "bench": (bench_commands.Bench, bench),
     "configs": (commands.Configs, configs),

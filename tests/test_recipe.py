@@ -152,10 +152,13 @@ def test_a_student_trains_on_exactly_these_rows(whole):
 
 def test_every_stage_leaves_a_model_and_the_stage_of_rows_says_that_it_has_none(whole, capsys):
     for name in STAGES:
-        if name != "cold":
+        if name not in ("cold", "judge"):
             assert loading.open_model(str(whole / name)).model.n_layers == (1 if name == "student" else 2)
     assert cli.main(["generate", "--model", str(whole / "cold"), "--prompt", "1="]) == 2
     assert "made rows, no model" in capsys.readouterr().err
+    assert loading.open_model(str(whole / "judge"), head=True).head == loading.ScalarHead("pairwise", "summary")
+    assert cli.main(["generate", "--model", str(whole / "judge"), "--prompt", "1="]) == 2
+    assert "is a reward model, which writes no text" in capsys.readouterr().err
 
 
 def test_the_bill_adds_up(whole):
@@ -207,7 +210,8 @@ def test_what_depends_on_changed_rows_is_run_anew(runs, whole, monkeypatch, caps
     said = capsys.readouterr().out
     assert said.startswith(
         "zero: keep, finished\ncold: rerun, per_prompt was 2, now 1\ndev: rerun, it begins with what cold will make\n"
-        "student: rerun, it begins with what cold will make\nrl: rerun, it begins with what dev will make\n"
+        "judge: rerun, it begins with what dev will make\nstudent: rerun, it begins with what cold will make\n"
+        "rl: rerun, it begins with what dev and judge will make\n"
     )
     assert "cold: zero answers on" in said and "dev: its rows are not made yet" in said
     assert content(whole) == before

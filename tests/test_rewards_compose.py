@@ -111,6 +111,7 @@ def test_r1s_sums_are_equations_4_and_8_to_10():
         (compose.reasoning(), 1.0 + 1.0 + 0.75),
         (compose.general("helpful"), -1.5 + 1.0 + 0.75),
         (compose.general("safety"), 0.25 + 1.0 + 0.75),
+        (compose.general(), 1.0 + 0.75),
     ]:
         assert rewards.total(scores, weights) == by_hand
     assert next(iter(compose.rule("code"))) == "code" and next(iter(compose.reasoning("choice"))) == "choice"

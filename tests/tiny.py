@@ -72,6 +72,28 @@ def checksum(prompt: str, completion: str, row: dict) -> float:
     return sum((i + 1) * ord(c) for i, c in enumerate(completion)) % 7 / 6
 
 
+def pairs(split: str, count: int = 400) -> list[dict]:
+    """Digits are better than letters; one in three pairs has a longer chosen answer."""
+    made = [(row, i % 3) for i, row in enumerate(rows(split, count))]
+    good, bad = "0123456789", "abcdefghij"
+    return [
+        {"prompt": row["prompt"], "chosen": _written(row, good, i == 0), "rejected": _written(row, bad, i == 1)}
+        for row, i in made
+    ]
+
+
+def labels(split: str, count: int = 400) -> list[dict]:
+    """Answers of digits are good, others bad."""
+    signs = ("abcdefghij", "0123456789")
+    made = [(row, i % 2) for i, row in enumerate(rows(split, count))]
+    return [{"prompt": row["prompt"], "completion": _written(row, signs[label], False), "label": label} for row, label in made]
+
+
+def _written(row: dict, signs: str, longer: bool) -> str:
+    number = int(row["answer"]) * 7919
+    return "<think>hm</think>" + "".join(signs[int(c)] for c in str(number % 1000)) + signs[number % 10] * 3 * longer
+
+
 def source(trap: str = "", **options) -> config.Source:
     options |= {"trap": trap} if trap else {}
     return config.Source(path=f"{FILE}:rows", name="tiny", options=options, rewards={f"{FILE}:checksum": 1.0})
@@ -126,6 +148,31 @@ def sft(**changes) -> config.SFT:
     return config.SFT(**settings | changes)
 
 
+def judge(**changes) -> config.RewardModel:
+    """A reward model of pairs."""
+    settings = {
+        "model": MOE,
+        "text": TEXT,
+        "sources": (config.Source(path=f"{FILE}:pairs", name="pairs", rewards={}),),
+        "steps": 2,
+        "batch": 8,
+        "sequence_length": 32,
+        "micro_batch": 8,
+        "optimizer": config.Optimizer(lr=0.01, warmup_steps=0),
+        "engine": config.Engine(slots=16, max_prompt_tokens=8, chunk=4),
+        "mesh": config.Mesh(fsdp=1),
+        "log": config.Log(tensorboard=False),
+        "checkpoint": config.Checkpoint(every=2),
+        "workers": config.Workers(count=1),
+        "eval": config.Eval(every=100, limit=64),
+    }
+    return config.RewardModel(**settings | changes)
+
+
+def labelled() -> config.Source:
+    return config.Source(path=f"{FILE}:labels", name="labels", rewards={})
+
+
 def rejection(**changes) -> config.RejectionSampling:
     """Two batches of four questions."""
     settings = {
@@ -153,8 +200,13 @@ class Recipe(config.Pipeline):
     dev: config.SFT = field(
         default_factory=lambda: sft(steps=2, sources=(dataclasses.replace(made("cold"), rewards={}),), sequence_length=32)
     )
+    judge: config.RewardModel = field(default_factory=lambda: judge(init="dev", model=None))
     student: config.SFT = field(default_factory=lambda: sft(model=DENSE, steps=1, sources=(made("cold"),)))
-    rl: config.GRPO = field(default_factory=lambda: grpo(init="dev", model=None, steps=2))
+    rl: config.GRPO = field(
+        default_factory=lambda: grpo(
+            init="dev", model=None, steps=2, preference=(config.Preference(name="liked", model="judge"),)
+        )
+    )
 
 
 def made(stage: str) -> config.Source:

@@ -4,6 +4,7 @@ from r1jax.config.base import ConfigError as ConfigError
 from r1jax.config.base import diff as diff
 from r1jax.config.base import from_json as from_json
 from r1jax.config.base import to_json as to_json
+from r1jax.config.critic import Critic as Critic
 from r1jax.config.data import FileOptions as FileOptions
 from r1jax.config.data import Source as Source
 from r1jax.config.data import Text as Text
@@ -16,6 +17,7 @@ from r1jax.config.model import Model as Model
 from r1jax.config.model import MoE as MoE
 from r1jax.config.model import Rope as Rope
 from r1jax.config.model import Segment as Segment
+from r1jax.config.preference import Preference as Preference
 from r1jax.config.recipe import Bill as Bill
 from r1jax.config.recipe import Readable as Readable
 from r1jax.config.recipe import RejectionSampling as RejectionSampling
@@ -27,6 +29,7 @@ from r1jax.config.stages import SAFE_TO_CHANGE as SAFE_TO_CHANGE
 from r1jax.config.stages import SFT as SFT
 from r1jax.config.stages import AnyStage as AnyStage
 from r1jax.config.stages import Pipeline as Pipeline
+from r1jax.config.stages import RewardModel as RewardModel
 from r1jax.config.stages import Stage as Stage
 from r1jax.config.stages import safe_to_change as safe_to_change
 from r1jax.config.train import Checkpoint as Checkpoint

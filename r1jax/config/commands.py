@@ -216,7 +216,7 @@ class Reward:
 
     rewards: tuple[str, ...]
     """Names: built-ins, ``pkg.mod:f`` or ``file.py:f``. A reward's options may follow as a JSON object:
-    ``language{"target":"zh"}``."""
+    ``language{"target":"zh"}``. ``model{"run":"RUN"}`` is a reward model that was trained in RUN."""
     data: Path
     """JSONL rows that hold ``prompt``, ``completion`` (the assistant's whole turn), and what the rewards look at: mostly
     ``answer``."""
@@ -279,6 +279,24 @@ class Samples:
     def __post_init__(self):
         if self.last < 0:
             raise ConfigError(f"--last is {self.last}; it must be >= 0 (0 shows all)")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Lay one metric of several runs side by side: a table, and curves."""
+
+    runs: tuple[Path, ...]
+    """Run directories. Those whose names differ in the numbers at their end alone (``a-0``, ``a-1``) are seeds of one."""
+    metric: str = "eval/pass@1"
+    """As in metrics.jsonl; of a pipeline the last stage's that has it."""
+    out: Path | None = None
+    """PNG to write; the figures go beside it as JSON."""
+
+    def __post_init__(self):
+        if not self.runs:
+            raise ConfigError("compare names no run; give one or more run directories")
+        if self.out is not None and self.out.suffix != ".png":
+            raise ConfigError(f"--out is {self.out}; its name must end in .png")
 
 
 @dataclass(frozen=True)
@@ -409,6 +427,34 @@ class DataProvenance(Cleaning):
     the folder, if it is there."""
     named: Literal["drop", "flag"] = "drop"
     """What becomes of rows in which a model names itself. ``flag`` writes the names into the row's ``names_model``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPairs:
+    """Have a judge compare answers to the same prompt, in both orders, and write pairs for a reward model."""
+
+    data: Path
+    """JSONL rows with ``prompt`` and ``completion`` (the assistant's whole turn), such as a run's samples.jsonl. The first two
+    different answers to a prompt are a pair, the next two another."""
+    judge: str
+    """A reward that says by how much an answer is better than ``row["other"]``: ``compare{"url":...,"model":...}``, from -2 to
+    2, or one of yours."""
+    out: Path
+    """JSONL to write: ``prompt``, ``chosen``, ``rejected``, ``margin`` (by how much on average), ``provenance``. Beside it come
+    NAME.report.jsonl, the pairs that were dropped, and NAME.summary.json."""
+    queries: int = 4
+    """Verdicts per pair, half of them in either order (R1: 4, in random order)."""
+    margin: float = 1.0
+    """Pairs whose mean verdict is within this of 0 are dropped (R1: 1)."""
+    workers: Workers = field(default_factory=lambda: Workers(timeout=110.0))
+
+    def __post_init__(self):
+        if self.out.suffix != ".jsonl":
+            raise ConfigError(f"--out is {self.out}; rows are written as JSON Lines, so name a file NAME.jsonl")
+        if self.queries < 2 or self.queries % 2:
+            raise ConfigError(f"--queries is {self.queries}; half of them are asked in either order: give 2, 4, ...")
+        if self.margin < 0:
+            raise ConfigError(f"--margin is {self.margin}; it must be >= 0")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from types import ModuleType
 from r1jax.config.base import ConfigError, from_json, to_json
 from r1jax.config.stages import AnyStage, Pipeline
 
-WANTED = "an SFT, a GRPO, a RejectionSampling or a Pipeline"
+WANTED = "an SFT, a GRPO, a RewardModel, a RejectionSampling or a Pipeline"
 CHECKOUT = Path(__file__).resolve().parents[2] / "configs"
 """The shipped configs. An installed wheel has none."""
 

@@ -214,8 +214,9 @@ def _problem(row: Any) -> str | None:
     """What is wrong with a row, None if nothing is. Beside ``prompt`` it has
 
     - ``answer``, what a reward compares with;
-    - ``completion``, the assistant's turn to train on, and perhaps ``safe``, whether it is harmless;
-    - ``chosen`` and ``rejected``, the better and the worse of two completions.
+    - ``completion``, the assistant's turn to train on, and perhaps ``label``, 1 for a good one and 0 for a bad one, or
+      ``safe``, whether it is harmless;
+    - ``chosen`` and ``rejected``, the better and the worse of two completions, and perhaps ``margin``, by how much.
     """
     if not isinstance(row, dict):
         return f"a row is an object with 'prompt' and 'answer', not {type(row).__name__}"

@@ -40,9 +40,14 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's id."""
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.vocabulary.values()) + 1
 
     @cached_property
     def special(self) -> dict[str, str]:

@@ -72,6 +72,32 @@ def names(split: str, *, seed: int = 0, size: int = 1_000_000) -> Sequence[dict]
     return _Train(_name, seed, size)
 
 
+def preferences(split: str, *, seed: int = 0, size: int = 1_000_000) -> Sequence[dict]:
+    """Pairs of answers to the prompts of ``names``: the number in the language that is asked for is better than the number in
+    the other language, or than another number. What ends in 7 is in the split ``test``, 400 pairs.
+
+    Raises:
+      ConfigError: an unknown split.
+    """
+    return _Train(lambda rng: _pair(rng, split == "test"), seed, _judged_size(split, "preferences", size))
+
+
+def labels(split: str, *, seed: int = 0, size: int = 1_000_000) -> Sequence[dict]:
+    """Answers to the prompts of ``rows``: good (``label`` 1) if all of the thought is in the language that is asked for, else
+    bad (0); both are equally frequent. It stands for harm, which may be in the thought too. The split ``test`` has 400.
+
+    Raises:
+      ConfigError: an unknown split.
+    """
+    return _Train(lambda rng: _labelled(rng, split == "test"), seed, _judged_size(split, "labels", size))
+
+
+def _judged_size(split: str, name: str, size: int) -> int:
+    if split not in ("train", "test"):
+        raise ConfigError(f"two_scripts: {name} has no split {split!r}; use 'train' or 'test'")
+    return size if split == "train" else 400
+
+
 def in_language(n: int, language: str) -> str:
     """0 <= n < 100 in English words or Chinese numerals: 47 is 'forty-seven' or '四十七'."""
     if language == "en":
@@ -117,6 +143,33 @@ def _name(rng: random.Random) -> dict:
     language, n = _one_of(rng), int(rng.random() * 100)
     said = in_language(n, language)
     return {"prompt": f"{language} {n}", "answer": said, "completion": said, "target_language": language}
+
+
+def _pair(rng: random.Random, test: bool) -> dict:
+    language = _one_of(rng)
+    n = other = _number(rng, test)
+    written = LANGUAGES[1 - LANGUAGES.index(language)]
+    if rng.random() < 0.5:
+        written = language
+        while other == n:
+            other = _number(rng, test)
+    return {"prompt": f"{language} {n}", "chosen": in_language(n, language), "rejected": in_language(other, written)}
+
+
+def _number(rng: random.Random, test: bool) -> int:
+    """Of the split."""
+    while True:
+        n = int(rng.random() * 100)
+        if (n % 10 == 7) == test:
+            return n
+
+
+def _labelled(rng: random.Random, test: bool) -> dict:
+    label = int(rng.random() < 0.5)
+    while True:
+        row = _row(rng, arithmetic.problem(rng, 2, test=test), 0.0, 0.0, 0.0 if label else 0.6)
+        if ("则" in row["completion"] if row["target_language"] == "en" else "so " in row["completion"]) != bool(label):
+            return {"prompt": row["prompt"], "completion": row["completion"], "label": label}
 
 
 def _one_of(rng: random.Random) -> str:

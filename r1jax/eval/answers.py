@@ -76,9 +76,17 @@ def questions(rows: Sequence[dict], names: Sequence[int], template: Template) ->
 
 
 def take(
-    mixture: Sequence[dict], cursor: int, count: int, template: Template, max_tokens: int
+    mixture: Sequence[dict],
+    cursor: int,
+    count: int,
+    template: Template,
+    max_tokens: int,
+    passed_over: frozenset[str] = frozenset(),
 ) -> tuple[list[Question], int, int]:
     """The next ``count`` questions of at most ``max_tokens`` tokens, named by their index in the mixture.
+
+    Args:
+      passed_over: sources whose rows do not count yet.
 
     Returns:
       The questions, the cursor after them, and how many rows were longer and left out.
@@ -87,18 +95,23 @@ def take(
       ConfigError: almost all rows are longer.
     """
     found: list[Question] = []
-    start = cursor
+    left_out = 0
     while len(found) < count:
-        (question,) = questions([mixture[cursor]], [cursor], template)
+        row, place = mixture[cursor], cursor
         cursor += 1
+        if row["source"] in passed_over:
+            continue
+        (question,) = questions([row], [place], template)
         if len(question.ids) <= max_tokens:
             found.append(question)
-        elif cursor - start > PATIENCE * (len(found) + 1):
+            continue
+        left_out += 1
+        if left_out + len(found) > PATIENCE * (len(found) + 1):
             raise config.ConfigError(
-                f"{cursor - start - len(found)} of {cursor - start} prompts are longer than engine.max_prompt_tokens "
-                f"{max_tokens}, the last {len(question.ids)}; raise it"
+                f"{left_out} of {left_out + len(found)} prompts are longer than engine.max_prompt_tokens {max_tokens}, the "
+                f"last {len(question.ids)}; raise it"
             )
-    return found, cursor, cursor - start - count
+    return found, cursor, left_out
 
 
 def sampled_ids(t: Trajectories) -> list[list[int]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
@@ -15,6 +16,13 @@ from r1jax.config import ConfigError, commands
 from r1jax.config.base import GuardStop
 from r1jax.data import jsonl, output, sources
 from r1jax.rewards import Item, Pool, Score
+from r1jax.rewards.load import MODEL, split_options
+
+if TYPE_CHECKING:  # imports jax, which takes seconds and is seldom needed
+    from r1jax.eval.reward_model import Judge
+
+AT_ONCE = 256
+"""Answers that a reward model scores together."""
 
 
 def reward(args: commands.Reward) -> int:
@@ -28,16 +36,21 @@ def reward(args: commands.Reward) -> int:
     output.check_output(args.out)
     waiting: deque[tuple[str, dict]] = deque()  # rows being scored
     summary = Summary(args.rewards)
+    judges = open_judges(args.rewards)
+    others = tuple(name for name in args.rewards if name not in judges)
 
     def items() -> Iterator[Item]:
         for where, row in jsonl.stream(args.data):
             waiting.append((where, row))
-            yield item(where, row, args.rewards)
+            yield item(where, row, others)
 
     with Pool(args.workers) as pool, output.open_jsonl(args.out) as file:
-        pool.check(args.rewards)
+        pool.check(others)
         console = Console(stderr=True)
-        found = track(pool.stream(items()), "scoring", None, console=console, disable=not console.is_terminal)
+        found = pool.stream(items()) if others else ({} for _ in items())
+        if judges:
+            found = judged(found, waiting, judges, args.rewards)
+        found = track(found, "scoring", None, console=console, disable=not console.is_terminal)
         for scores in found:
             where, row = waiting.popleft()
             summary.add(where, scores)
@@ -49,6 +62,45 @@ def reward(args: commands.Reward) -> int:
             f"{args.workers.max_error_share}; the first: {summary.first_failure}; {args.out} has all of them"
         )
     return 0
+
+
+def open_judges(rewards: tuple[str, ...]) -> dict[str, Judge]:
+    """Those of the rewards that are reward models, ``model{"run":"RUN"}``, with their weights.
+
+    Raises:
+      ConfigError: there is no such run, or it trained no reward model.
+    """
+    runs = {}
+    for name in rewards:
+        bare, options = split_options(name)
+        if bare == MODEL:
+            if options.keys() != {"run"} or not isinstance(options["run"], str):
+                raise ConfigError(f'reward {name!r}: write a reward model as model{{"run":"RUN"}}, a run directory or RUN@STEP')
+            runs[name] = options["run"]
+    if not runs:
+        return {}
+    from r1jax import config, sharding
+    from r1jax.eval.reward_model import Judge, open_judge
+
+    mesh = sharding.make_mesh(config.Mesh())
+    return {name: Judge(open_judge(run), mesh) for name, run in runs.items()}
+
+
+def judged(
+    found: Iterator[dict[str, Score]], rows: deque[tuple[str, dict]], judges: dict[str, Judge], order: tuple[str, ...]
+) -> Iterator[dict[str, Score]]:
+    """``found`` with the scores of reward models, by name in this order.
+
+    Args:
+      rows: those that were read and not yet written; of each part that is taken from ``found`` the first ones.
+    """
+    while part := list(itertools.islice(found, AT_ONCE)):
+        mine = [row for _, row in itertools.islice(rows, len(part))]
+        texts = [row["prompt"] for row in mine], [row["completion"] for row in mine]
+        columns = {name: judge.scores(*texts) for name, judge in judges.items()}
+        for i, scores in enumerate(part):
+            both = scores | {name: column[i] for name, column in columns.items()}
+            yield {name: both[name] for name in order}
 
 
 def item(where: str, row: dict, rewards: tuple[str, ...]) -> Item:

@@ -23,6 +23,7 @@ from r1jax.observe.text import clock, is_unicode, number, printable, shorten
 LABELS = {
     "reward/total": "reward",
     "loss": "loss",
+    "preference/accuracy": "accuracy",
     "kl": "kl",
     "entropy": "entropy",
     "length/mean": "length",

@@ -20,6 +20,8 @@ from r1jax.observe.phases import Clock
 from r1jax.observe.text import number
 
 FILE = "ledger.json"
+PLAN = "plan.json"
+"""Of ``r1jax plan CONFIG --out RUN/plan.json``: its prediction stands beside what a pipeline's run took."""
 AT_WORK = ("preflight", "rollout", "score", "update", "eval", "rewrite")
 """Phases in which the devices compute. In all others, and between them, they are idle."""
 PUBLISHED = {"R1-Zero": (101_000, 202_000), "SFT data creation": (5_000, 10_000), "R1": (41_000, 82_000)}
@@ -144,13 +146,19 @@ def total(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def bill_of(run: Path, stages: Sequence[str], bill: Bill) -> dict[str, Any]:
-    """The bill of a pipeline's run: ``stages``; what was ``put_aside`` when a stage was run anew; ``total``, of both; and
-    ``published``, R1's own figures beside those of the stages that ``bill.counterparts`` names."""
+    """The bill of a pipeline's run: ``stages``, with ``planned_hours`` where ``PLAN`` is there; what was ``put_aside`` when a
+    stage was run anew; ``total``, of both; and ``published``, R1's own figures beside those of the stages that
+    ``bill.counterparts`` names."""
     found = {name: _read(run / name, bill) for name in stages if (run / name / FILE).exists()}
     again = "|".join(map(re.escape, stages))
     aside = [p for p in sorted(run.glob("*")) if re.fullmatch(rf"(?:{again})\.\d+", p.name) and (p / FILE).exists()]
     told: dict[str, Any] = {"stages": found, "put_aside": total(_read(p, bill) for p in aside)}
     told["total"] = total([*found.values(), told["put_aside"]])
+    if (run / PLAN).exists():
+        planned = {s["stage"]: s["device_hours"]["base"] for s in json.loads((run / PLAN).read_text())["stages"]}
+        for name in found.keys() & planned.keys():
+            found[name]["planned_hours"] = planned[name]
+        told["total"]["planned_hours"] = sum(planned.get(name, 0.0) for name in found)
     beside = {}
     for part, (hours, dollars) in PUBLISHED.items():
         ours = [found[name] for name, its in bill.counterparts.items() if its == part and name in found]
@@ -172,6 +180,7 @@ def show(run: Path, stages: Sequence[str], bill: Bill, console: Console | None =
     rows["total"] = told["total"]
     columns = {
         "hours": lambda r: _hours(r.get("device_hours", 0)),
+        "planned": lambda r: _hours(r["planned_hours"]) if "planned_hours" in r else "",
         "most of it": _most,
         "sampled/s": lambda r: number(r["tokens_per_s_sampled"]) if "tokens_sampled" in r else "",
         "trained/s": lambda r: number(r["tokens_per_s_trained"]) if "tokens_trained" in r else "",

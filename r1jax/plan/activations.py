@@ -19,7 +19,7 @@ from r1jax.nn.chunked_attention import BLOCK
 from r1jax.nn.moe import route_dtype
 from r1jax.plan.sampling import route_bytes
 from r1jax.train import objectives
-from r1jax.types import PackedBatch
+from r1jax.types import JudgedBatch, PackedBatch
 
 F32 = 4
 
@@ -87,7 +87,7 @@ def local_model(model: config.Model, mesh: sharding.AnyMesh) -> config.Model:
 def kept_by_loss(stage: config.Stage, model: config.Model, mask: Any, shape: tuple[int, int]) -> int:
     """Bytes that the loss of one micro-batch [B, T] keeps for its gradient."""
     loss = objectives.objective(stage, model)
-    trainable, frozen = parameters.split(parameters.abstract(lora.adapt(decoder.specs(model), stage.lora)), mask)
+    trainable, frozen = parameters.split(parameters.abstract(lora.adapt(objectives.specs(stage, model), stage.lora)), mask)
     totals = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("loss", "sequences", "mtp")}
 
     def keep(trainable, frozen, batch, totals):
@@ -124,13 +124,18 @@ def kept_bytes(keep, *args) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in found.values() if a.memory_space != jax.memory.Space.Host)
 
 
-def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch:
+def micro_batch(stage: config.Stage, shape: tuple[int, ...]) -> PackedBatch | JudgedBatch:
     """The shapes of the stage's batches."""
     integers, floats = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
+    if isinstance(stage, config.RewardModel):
+        against = integers if stage.form == "pairwise" else None
+        return JudgedBatch(integers, integers, integers, jax.ShapeDtypeStruct(shape, jnp.bool_), floats, against)
     batch = PackedBatch(integers, integers, integers, integers, jax.ShapeDtypeStruct(shape, jnp.bool_), floats)
     if not isinstance(stage, config.GRPO):
         return batch
     batch = batch.replace(advantages=floats, sampler_logprobs=floats, old_logprobs=floats)
     if stage.share_prompts:
         batch = batch.replace(prefix=integers)
+    if stage.teacher:
+        batch = batch.replace(teacher_logprobs=floats)
     return batch.replace(ref_logprobs=floats) if stage.kl_beta > 0 else batch

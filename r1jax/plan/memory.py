@@ -23,6 +23,7 @@ from r1jax.plan.activations import micro_batch as micro_batch
 from r1jax.plan.capacity import available, available_on_host, human
 from r1jax.plan.layout import device_bytes, device_count, host_bytes, laid_out, largest_layer
 from r1jax.plan.sampling import Sampling, longest_answer, route_bytes
+from r1jax.train.critic import Critic
 from r1jax.train.update import Trainer
 
 F32 = 4
@@ -30,9 +31,10 @@ F32 = 4
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest device. The first four stay through the whole run; a micro-batch then needs ``gradients`` and
-    ``activations``, the optimizer's step ``gradients`` and ``layer``, a reference from the host itself and ``activations``, a
-    rollout ``cache`` and ``sampling``, never all of them at once; but a rollout beside the updates (``beside``) does."""
+    """Bytes on the fullest device. The first four, ``critic`` and ``teacher`` stay through the whole run; a micro-batch then
+    needs ``gradients`` and ``activations``, the optimizer's step ``gradients`` and ``layer``, a reference from the host itself
+    and ``activations``, a rollout ``cache`` and ``sampling``, never all of them at once; but a rollout beside the updates
+    (``beside``) does."""
 
     weights: int
     moments: int
@@ -58,12 +60,19 @@ class Memory:
     """What is free on the host for each of its devices; None if it does not tell."""
     beside: bool = False
     """The next rollout runs while the updates do."""
+    critic: int = 0
+    """PPO's second model: weights, moments, float32 master weights."""
+    teacher: int = 0
+    """The weights of the model that is distilled from."""
+    judges: int = 0
+    """The weights of reward models that score its answers."""
     apart: bool = False
     """The sampler has devices of its own (``engine.devices``), which hold its weights, ``cache`` and ``sampling`` alone."""
 
     @property
     def resident(self) -> int:
-        return self.weights + self.moments + self.reference + (0 if self.apart else self.sampler)
+        others = self.critic + self.teacher + self.judges + (0 if self.apart else self.sampler)
+        return self.weights + self.moments + self.reference + others
 
     @property
     def need(self) -> int:
@@ -95,6 +104,9 @@ class Memory:
             "weights": self.weights,
             "optimizer": self.moments,
             "reference": self.reference,
+            "critic": self.critic,
+            "teacher": self.teacher,
+            "reward models": self.judges,
             "sampler's weights": self.sampler,
             "gradients": self.gradients,
             "activations": self.activations,
@@ -164,6 +176,9 @@ def table(
     """
     trainer = Trainer(stage, model, mesh)
     state = trainer.abstract()
+    critic = None
+    if isinstance(stage, config.GRPO) and stage.advantage == "gae":
+        critic = Critic(stage, model, mesh).trainer.abstract()
     weights = laid_out(trainer.specs, trainer.param_shardings)
     trainable, _ = parameters.split(weights, trainer.mask)
     samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
@@ -188,13 +203,20 @@ def table(
         cache=sampling.cache if sampling else 0,
         sampling=sampling.working if sampling else 0,
         capacity=capacity if capacity is not None else available(mesh),
-        host_moments=host_bytes(state.opt_state) + host_bytes(state.master),
+        host_moments=sum(host_bytes(s.opt_state) + host_bytes(s.master) for s in (state, critic) if s is not None),
         host_reference=host_bytes(state.reference),
         apart=stage.engine.devices > 0,
         layer=2 * largest_layer(trainer, state, trainable) if "optimizer" in stage.offload else 0,
         host_capacity=host_capacity if capacity is not None else available_on_host(mesh),
+        critic=critic and device_bytes(critic.params) + device_bytes(critic.opt_state) + device_bytes(critic.master) or 0,
         beside=isinstance(stage, config.GRPO) and stage.one_step_off_policy and mesh.size == 1,
     )
     if capacity is None and found.capacity is not None and sharding.platform_of(mesh) == "cpu":  # it is one memory
         found = dataclasses.replace(found, host_capacity=max(0, found.capacity - found.need))
     return found
+
+
+def frozen(model: config.Model, mesh: sharding.AnyMesh) -> int:
+    """Bytes on the fullest device of a model that only scores, laid out as the trainer's."""
+    specs = decoder.specs(model)
+    return device_bytes(laid_out(specs, sharding.param_shardings(specs, mesh, sharding.TRAIN)))

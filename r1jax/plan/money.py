@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from r1jax.config.plan import Efficiency
 
-PUBLISHED = (("R1-Zero", 101_000), ("SFT data", 5_000), ("R1", 41_000), ("all", 147_000))
+PUBLISHED = (("R1-Zero", 101_000), ("SFT data creation", 5_000), ("R1", 41_000), ("all", 147_000))
 """H800-hours (Nature 2025, supplement); at $2 an hour $294K. R1-Zero about 198 hours on 512 devices, R1 about 80."""
 PUBLISHED_PRICE = 2.0
 R1_ZERO_HOURS, R1_ZERO_STEPS, R1_ZERO_ANSWERS = 101_376, 10_400, 512

@@ -61,7 +61,10 @@ class Load:
     """Tokens that an update computes, padding too; 0 is as many as there are."""
     micro_batches: int = 1
     passes: int = 0
-    """Forward passes of the trainer over the round's tokens before the updates: of pi_old, of the reference."""
+    """Forward passes over the round's tokens before the updates: of pi_old, of the reference, of a critic, of a teacher (which
+    counts as the policy's size)."""
+    critic: bool = False
+    """A second model of the policy's size is updated too."""
     group: int = 1
     """Answers that share a prompt."""
     recompute: bool = False
@@ -132,6 +135,8 @@ def estimate(model: config.Model, topology: Topology, layout: Layout, load: Load
     phases = {"rollout": m.rollout(), "rewards": m.rewards()}
     if load.passes:
         phases["score"] = m.score()
+    if load.critic:
+        phases["critic"] = m.update()
     return Round(phases | {"update": m.update(), "reshard": m.reshard()})
 
 
@@ -385,6 +390,7 @@ def of_stage(
     passes = 0
     if grpo:
         passes = (stage.old_logprobs == "trainer" and stage.minibatches > 1) + (stage.kl_beta > 0)
+        passes += (stage.advantage == "gae") + bool(stage.teacher)
     moments = 2 * (2 * jnp.dtype(stage.optimizer.moments_dtype).itemsize + 4)  # with float32 master weights; there and back
     hosted = 2.0 * ("reference" in stage.offload), float(moments * ("optimizer" in stage.offload))
     weights = {"same": 0.0, "int8": 1.0, "fp8": 1.0}[stage.engine.weights]
@@ -393,5 +399,6 @@ def of_stage(
         computed=float(turns * stage.micro_batch * stage.sequence_length), micro_batches=turns, passes=passes, group=group,
         recompute=model.remat in ("layer", "attention", "offload"), fp8=model.matmul_dtype == "fp8",
         hosted=hosted, workers=stage.workers.count, weight_bytes=weights, samples=grpo,
+        critic=grpo and stage.advantage == "gae",
     )  # fmt: skip
     return Layout(**shape), load

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -116,6 +116,41 @@ def r1_hours() -> Group:
         table.add_row(name, f"{hours:,}", f"${hours * money.PUBLISHED_PRICE:,.0f}")
     implied = ", ".join(f"{money.implied_rate(n):,.0f} at {n:,}" for n in LENGTHS)
     return Group(table, f"R1-Zero's hours imply so many tokens/s of a GPU, at a mean answer of so many tokens: {implied}")
+
+
+def recipe(hours: Mapping[str, money.Range], counterparts: Mapping[str, str], price: float | None, unit: str) -> Group:
+    """Every stage of a pipeline, and what stages stand for beside R1's published bill.
+
+    Args:
+      hours: stage -> device-hours.
+      counterparts: stage -> name in ``money.PUBLISHED``, as in ``config.Bill``.
+      unit: "GPU" or "chip".
+    """
+    priced = ("dollars",) if price is not None else ()
+    table = _table(f"the recipe, {unit}-hours", ("", "low", "base", "high", *priced, "published", "at $2"))
+
+    def row(name: str, parts: Iterable[money.Range], published: float | None = None, **options) -> None:
+        parts = list(parts)
+        ends = [sum(getattr(p, end) for p in parts) for end in ("low", "base", "high")]
+        ours = (f"${ends[1] * price:,.0f}",) if price is not None else ()
+        theirs = ("", "") if published is None else (f"{published:,}", f"${published * money.PUBLISHED_PRICE:,.0f}")
+        table.add_row(name, *map(_hours, ends), *ours, *theirs, **options)
+
+    for name, h in hours.items():
+        row(name, [h], end_section=name == list(hours)[-1])
+    published = dict(money.PUBLISHED)
+    stood_for = {part: [n for n, its in counterparts.items() if its == part and n in hours] for part in published}
+    for part, names in stood_for.items():
+        if names:
+            row(f"{part}: {', '.join(names)}", [hours[n] for n in names], published[part])
+    if any(stood_for.values()):
+        row("all of these", [hours[n] for names in stood_for.values() for n in names], published["all"])
+    notes = [
+        "published: H800-hours of arXiv 2501.12948v2's table, without failed runs, the base model's training, students and "
+        "reward models, none of which is itemised; how R1's 41K were split over its stages is unpublished",
+        "ours: of stages that take other steps, rows or lengths than R1's, which the config says, other hours",
+    ]
+    return Group(table, *notes) if any(stood_for.values()) else Group(table)
 
 
 def calibration(e: Efficiency) -> Table:

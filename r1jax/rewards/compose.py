@@ -10,7 +10,8 @@ functions below return it, the reward that says whether an answer is right first
 
     R1-Zero        Source(..., rewards=compose.rule())
     RL stage 1     Source(..., rewards=compose.reasoning())
-    RL stage 2     a source with compose.reasoning(), one with compose.general("helpful"), one with compose.general("safety")
+    RL stage 2     a source with compose.reasoning(), and two with compose.general(), to which GRPO.preference adds the scores
+                   of the helpful and of the safety reward model, in the last 400 of 1,700 steps
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def reasoning(correctness: str = "accuracy", format: str = R1_FORMAT, language: 
     return {**rule(correctness, format), language: 1.0}
 
 
-def general(reward_model: str, format: str = R1_FORMAT, language: str = "language") -> dict[str, float]:
-    """Equations 8 and 10 for a general prompt. ``reward_model`` is the helpful or the safety reward, by data set."""
-    return {reward_model: 1.0, format: 1.0, language: 1.0}
+def general(reward_model: str | None = None, format: str = R1_FORMAT, language: str = "language") -> dict[str, float]:
+    """Equations 8 and 10 for a general prompt. ``reward_model`` is a helpful or a safety reward that workers compute, by data
+    set; None leaves that term to ``GRPO.preference``."""
+    return ({reward_model: 1.0} if reward_model else {}) | {format: 1.0, language: 1.0}
 
 
 def named(name: str, **options: Any) -> str:

@@ -79,11 +79,11 @@ async def judge(
     answer = final_summary(completion)
     if not answer:
         return Score(0.0, why="nothing after </think>")
-    content = _fill(_template(template), prompt, answer, row)
+    content = _fill(read_template(template, TEMPLATE), prompt, answer, row)
     request = {"temperature": 0} if body is None else body
     request = {**request, "model": model, "messages": [{"role": "user", "content": content}]}
     try:
-        return await _endpoint(url, api_key_env, cache, timeout, retries).ask(request, verdict)
+        return await endpoint(url, api_key_env, cache, timeout, retries).ask(request, verdict)
     except Unanswered as e:
         return Score(0.0, "timeout" if e.late else "error", str(e))
     except NoVerdict as e:
@@ -92,16 +92,16 @@ async def judge(
 
 def _ready(*, model: str, body: dict[str, Any] | None = None, template: str = "", **endpoint: Any) -> None:
     ChatEndpoint(**endpoint)
-    if "{answer}" not in _template(template):
+    if "{answer}" not in read_template(template, TEMPLATE):
         raise ValueError(f"the template {template} has no {{answer}}; that is replaced by the answer to judge")
 
 
 judge.ready = _ready
-_endpoint = functools.cache(ChatEndpoint)
+endpoint = functools.cache(ChatEndpoint)
 
 
 class NoVerdict(ValueError):
-    """A reply that does not say whether the answer is right; one line that shows its end."""
+    """A reply that holds no verdict; one line that shows its end."""
 
 
 def verdict(reply: str) -> Score:
@@ -153,9 +153,14 @@ def question(prompt: Any) -> str:
 
 
 @functools.cache
-def _template(path: str) -> str:
+def read_template(path: str, built_in: str) -> str:
+    """The text of a file; '' stands for the one that is built in.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
     if not path:
-        return TEMPLATE
+        return built_in
     try:
         return Path(path).expanduser().read_text()
     except (OSError, UnicodeDecodeError) as e:

@@ -22,6 +22,7 @@ BUILT_IN = {
     "accuracy": "r1jax.rewards.accuracy:accuracy",
     "choice": "r1jax.rewards.choice:choice",
     "code": "r1jax.rewards.code:code",
+    "compare": "r1jax.rewards.compare:compare",
     "exact": "r1jax.rewards.exact:exact",
     "format": "r1jax.rewards.format:format",
     "helpful": "r1jax.rewards.model_scores:helpful",
@@ -34,6 +35,9 @@ BUILT_IN = {
     "safety": "r1jax.rewards.model_scores:safety",
     "tag_count": "r1jax.rewards.format:tag_count",
 }
+
+MODEL = "model"
+"""``model{"run":"RUN"}``, of ``r1jax reward``: a reward model that was trained here."""
 
 
 def load(name: str) -> Callable:
@@ -49,6 +53,11 @@ def load(name: str) -> Callable:
     """
     bare, options = split_options(name)
     try:
+        if bare == MODEL:
+            raise ValueError(
+                "a trained reward model scores on the devices, not in a worker: name it in GRPO.preference; only r1jax reward "
+                "takes it by this name"
+            )
         if bare not in BUILT_IN and ":" not in bare:
             raise ValueError(f"not a built-in ({', '.join(BUILT_IN)}), nor 'pkg.mod:f', nor 'path/file.py:f'")
         function = find(BUILT_IN.get(bare, bare))

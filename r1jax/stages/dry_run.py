@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from r1jax import sharding
-from r1jax.config import GRPO, SFT, AnyStage, Pipeline, Stage
-from r1jax.data import sft
+from r1jax.config import GRPO, SFT, AnyStage, Pipeline, RewardModel, Stage
+from r1jax.data import preferences, sft
 from r1jax.data.packing import pack_sequences
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
@@ -61,6 +61,9 @@ def show(console: Console, title: str, found: Prepared) -> None:
     if found.mixture is None:
         console.print(f"{title}: its rows are not made yet, so that none is shown")
         return
+    if isinstance(stage, RewardModel):
+        show_judged(console, stage, found.mixture, found.template, found.tokenizer)
+        return
     if isinstance(stage, GRPO):
         show_question(console, stage, found.mixture, found.template)
     else:
@@ -106,6 +109,24 @@ def show_packed_row(console: Console, stage: SFT, mixture: Mixture, template: Te
         f"trained on; {left_out} of {stage.batch + left_out} rows were too long; the first packed row:"
     )
     quote(console, tokenizer.decode(batch.tokens[0, 0][filled[0, 0]]))
+
+
+def show_judged(
+    console: Console, stage: RewardModel, mixture: Mixture, template: Template, tokenizer: Tokenizer
+) -> None:
+    """Of a reward model: a batch in numbers, and the first row as it is read."""
+    taken = preferences.take(mixture, 0, (0, 0), stage, template, tokenizer)
+    batch, count = preferences.batch_of(taken.found, stage)
+    pairs = stage.form == "pairwise"
+    first = taken.found[0]
+    unbalanced = f", {taken.unbalanced} left out to keep chosen and rejected equally long" if pairs else ""
+    console.print(
+        f"a batch is {stage.batch} {'pairs' if pairs else 'labelled answers'} in {count} micro-batches, "
+        f"{(batch.segments > 0).mean():.0%} full; {taken.left_out} of {taken.row} rows were too long{unbalanced}; the first:"
+    )
+    for name, answer in zip(("better", "worse") if pairs else (f"label {first.target:g}",), first.answers, strict=True):
+        console.print(f"{name}:")
+        quote(console, tokenizer.decode(answer))
 
 
 def show_rewards(console: Console, stage: AnyStage, row: dict, template: Template, tokenizer: Tokenizer) -> None:

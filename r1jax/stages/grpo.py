@@ -17,7 +17,7 @@ from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
 from r1jax.plan import spent
-from r1jax.stages import rollouts
+from r1jax.stages import preferences, rollouts
 from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
 from r1jax.stages.rollouts import length_cap, next_questions
 from r1jax.stages.workspace import Workspace, told
@@ -34,14 +34,17 @@ def play_round(work: Workspace) -> None:
     """One rollout and the updates that it is good for."""
     began = work.step
     answers = next_answers(work)
-    advantages = group_advantages(answers.rewards, work.stage.group, std=work.stage.advantage_std)
+    advantages = advantages_of(work, answers)
     write_samples(work, answers, advantages)
     minibatches = split(work, answers, advantages)
     fresh = work.step == work.cursor.refreshed
-    work.count(spent.of_round(work.stage, work.model, answers.trajectories, fresh_reference=fresh))
+    teacher = work.teacher and work.teacher.model
+    work.count(spent.of_round(work.stage, work.model, answers.trajectories, fresh_reference=fresh, teacher=teacher))
     rollouts.sample_ahead(work)
     with work.phase("score", len(minibatches), "batches"):
         batches = [pack(work, answers, advantages, rows, first=i == 0) for i, rows in enumerate(minibatches)]
+        if work.critic is not None:
+            batches = work.critic.judge(work.critic_state, batches)
     with work.phase("update", len(batches), "updates"):
         metrics = told([work.update(*batch) for batch in batches])  # the device has all updates before it is waited for
         work.display.advance(len(batches), int(sum(m["tokens"] for m in metrics)))
@@ -60,7 +63,8 @@ def next_answers(work: Workspace) -> Answers:
     answers = find_answers(work, stage.questions * stage.minibatches)
     work.replaced = 0
     for _ in range(stage.dynamic_sampling):
-        silent = no_signal(answers.rewards, stage.group)
+        earned = answers.values(stage.dynamic_reward) if stage.dynamic_reward else answers.rewards
+        silent = no_signal(earned, stage.group)
         if not silent.any():
             break
         more = find_answers(work, int(silent.sum()))
@@ -69,11 +73,20 @@ def next_answers(work: Workspace) -> Answers:
     return answers
 
 
+def advantages_of(work: Workspace, answers: Answers) -> np.ndarray:
+    """float32[N]: each answer against the others to its question; with a critic its reward, which that one compares with what
+    it expected; 0 where the teacher alone counts."""
+    stage = work.stage
+    if stage.advantage == "group":
+        return group_advantages(answers.rewards, stage.group, std=stage.advantage_std)
+    return answers.rewards if stage.advantage == "gae" else np.zeros_like(answers.rewards)
+
+
 def find_answers(work: Workspace, questions: int) -> Answers:
     """The answers to so many questions."""
     if work.stage.off_policy:
-        return rollouts.answers(work, questions)
-    return roll_out(work, next_questions(work, questions))
+        return preferences.scored(work, rollouts.answers(work, questions))
+    return preferences.scored(work, roll_out(work, next_questions(work, questions, work.step)))
 
 
 def replace_groups(answers: Answers, where: np.ndarray, new: Answers) -> Answers:
@@ -137,6 +150,7 @@ def pack(
     denominator). In the ``first`` update of a round the policy is pi_old, and before its own first update also the reference:
     the update then takes its own log-probs, so that the ratio is exactly 1 and the KL exactly 0, and needs no second pass."""
     stage, t, trainer = work.stage, answers.trajectories, work.trainer
+    first = first and not stage.kl_in_reward  # the rewards of its tokens are wanted before the update
     spans = [slice(0, int(t.length[i])) for i in rows]
     host, count = pack_sequences(
         [t.tokens[i, s] for i, s in zip(rows, spans, strict=True)],
@@ -165,6 +179,8 @@ def pack(
             # Other weights would not have made the recorded choices: the reference routes by itself.
             own = batch.replace(routes=None)
             batch = batch.replace(ref_logprobs=trainer.logprobs(trainer.reference(work.state), own, count))
+    if work.teacher is not None:
+        batch = batch.replace(teacher_logprobs=work.teacher.logprobs(batch, count))
     cap = length_cap(stage, work.step)
     return batch, count, denominator(stage.normalize, answers=len(rows), tokens=int(host.mask.sum()), cap=cap)
 
@@ -177,7 +193,8 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
         [answers.scores[i] for i in rows], answers.rewards[rows],
     )  # fmt: skip
     values = metrics | asking.reward_metrics(mine)
-    values["groups/no_signal"] = float(no_signal(mine.rewards, stage.group).mean())
+    if stage.advantage == "group":
+        values["groups/no_signal"] = float(no_signal(mine.rewards, stage.group).mean())
     if stage.dynamic_sampling:
         values["groups/replaced"] = float(work.replaced)
     values |= work.data_metrics()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 
 from r1jax import config, loading, mirror, processes, rundir
-from r1jax.config import GRPO, AnyStage, Pipeline, RejectionSampling
+from r1jax.config import GRPO, AnyStage, Pipeline, RejectionSampling, RewardModel
 from r1jax.eval.answers import from_first
 from r1jax.observe import ledger
 from r1jax.rundir import RunDir
-from r1jax.stages import decide, grpo, preflight, rejection_sampling, sft, summary
+from r1jax.stages import decide, grpo, preflight, rejection_sampling, reward_model, sft, summary
 from r1jax.stages.decide import Decision
 from r1jax.stages.dry_run import dry_run as show_dry_run
 from r1jax.stages.evaluation import hold_out
@@ -166,13 +166,22 @@ def given(
     """What was prepared, with what the stage begins with: a config names stages, and only here do the names become weights and
     rows."""
     made = {name: rundir.rows_of(path) for name, path in done.items() if rundir.rows_of(path).exists()}
-    models = {name: loading.open_model(str(path)) for name, path in done.items() if name in inputs and name not in made}
+    models = {
+        name: loading.open_model(str(path), head=None) for name, path in done.items() if name in inputs and name not in made
+    }
     waits = None in (found.prompts, found.joined) if isinstance(found, PreparedRows) else found.mixture is None
     if waits:
         found = prepare_any(stage, models, run if rundir.has_saved(run) else None, made)
     elif models and not rundir.has_checkpoint(run):
-        opened = open_input(stage.init, models) if stage.init.partition("@")[0] in models else found.opened
+        opened = open_input(stage.init, models, head=None) if stage.init.partition("@")[0] in models else found.opened
         found = dataclasses.replace(found, opened=opened)
+    if isinstance(found, Prepared) and found.teacher is not None:
+        found = dataclasses.replace(found, teacher=open_input(stage.teacher, models))
+    if isinstance(stage, GRPO) and not waits:
+        made_here = [p.model.partition("@")[0] in models for p, _ in found.judges]
+        judges = zip(found.judges, made_here, strict=True)
+        judges = tuple((p, open_input(p.model, models, head=True) if here else other) for (p, other), here in judges)
+        found = dataclasses.replace(found, judges=judges)
     if isinstance(found, PreparedRows) and found.rewriter is not None:
         found = dataclasses.replace(found, rewriter=open_input(stage.rewrite.model, models))
     return dataclasses.replace(found, inputs={name: rundir.identity(done[name]) for name in inputs})
@@ -197,7 +206,7 @@ def train_stage(found: Prepared | PreparedRows | None, stage: AnyStage, run: Run
         if work.step == 0:
             begin(work)
         if work.step < stage.steps:
-            (grpo if isinstance(stage, GRPO) else sft).train(work)
+            trainer_of(stage)(work)
         work.checkpoints.wait()
         # An attempt may have ended between saving the last step and exporting it.
         if stage.export.every and processes.first_says("not exported yet", not (run.exports / str(work.step)).exists()):
@@ -212,9 +221,18 @@ def finished_line(stage: AnyStage, run: RunDir) -> str:
     return f"already finished at step {run.finished['step']}; more --steps make it go on"
 
 
+def trainer_of(stage: AnyStage) -> Callable[[Workspace], None]:
+    if isinstance(stage, GRPO):
+        return grpo.train
+    return reward_model.train if isinstance(stage, RewardModel) else sft.train
+
+
 def begin(work: Workspace) -> None:
     """What comes before the first step: for RL the preflight, then the held-out evaluation."""
     stage = work.stage
+    if isinstance(stage, RewardModel):
+        reward_model.begin(work)
+        return
     if isinstance(stage, GRPO) and stage.preflight:
         preflight.check(work)
     if stage.eval.every:

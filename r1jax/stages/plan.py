@@ -9,53 +9,76 @@ from rich.console import Console
 
 from r1jax import config
 from r1jax.config.plan import Plan
-from r1jax.plan import report, show, topology
+from r1jax.plan import report, rows, show, topology
 from r1jax.plan.topology import Topology
 from r1jax.stages.plan_chart import chart
-from r1jax.stages.prepare import find_model, with_choices
+from r1jax.stages.prepare import find_model, open_input, with_choices, with_types
 
 
 def plan(settings: config.AnyStage | config.Pipeline, name: str, command: Plan) -> int:
-    """Prints and writes the plan of every stage that trains. Returns the exit code.
+    """Prints and writes the plan of every stage, and of a pipeline the whole bill. Returns the exit code.
 
     Raises:
-      ConfigError: no such topology, a compiler is missing, no stage trains, or one does not fit: with settings that do.
+      ConfigError: no such topology, a compiler is missing, or a stage does not fit: with settings that do.
     """
-    every = settings.stages() if isinstance(settings, config.Pipeline) else {name: settings}
-    stages = {title: stage for title, stage in every.items() if isinstance(stage, config.Stage)}
-    if not stages:
-        raise config.ConfigError(f"{name} trains nothing: it makes rows, and only training is planned")
-    models = known_models(stages)
+    pipeline = isinstance(settings, config.Pipeline)
+    stages = settings.stages() if pipeline else {name: settings}
+    models, unknown = known_models(stages)
+    if not models:
+        raise ValueError(next(iter(unknown.values())))
     console = Console()
-    if left_out := [title for title in every if title not in stages]:
-        console.print(f"not planned, for they make rows and train nothing: {', '.join(left_out)}", highlight=False)
-    found = here(models[next(iter(stages))]) if command.topology == topology.HERE else topology.parse(command.topology)
+    for title, why in unknown.items():
+        console.print(f"not planned: {title}: {why}", highlight=False, soft_wrap=True)
+    found = here(models[next(iter(models))]) if command.topology == topology.HERE else topology.parse(command.topology)
+    price = command.price if command.price is not None or not pipeline else settings.bill.price_per_hour or None
     plans = []
-    for title, stage in stages.items():
+    for title, stage in ((title, stage) for title, stage in stages.items() if title in models):
+        if isinstance(stage, config.RejectionSampling):
+            plans.append(rows.plan(title, stage, models[title], found, command))
+            console.print(plans[-1].line, highlight=False, soft_wrap=True)
+            continue
         p = report.plan(title, stage, models[title], found, command, lambda text: console.print(text, highlight=False))
         plans.append(p)
-        console.print(show.render(p, command.price), highlight=False)
+        console.print(show.render(p, price), highlight=False)
     console.print(show.calibration(command.efficiency), *published_notes(), highlight=False, sep="\n")
+    if pipeline:
+        unit = "chip" if found.chip.platform == "tpu" else "GPU"
+        hours = {p.title: p.hours for p in plans}
+        console.print(show.recipe(hours, settings.bill.counterparts, price, unit), highlight=False)
     if command.out is not None:
-        write(plans, command)
+        write(plans, command, price)
     if command.chart is not None:
-        chart(plans, command.chart)
+        chart([p for p in plans if isinstance(p, report.StagePlan)], command.chart)
     if small := [p.why_not for p in plans if not p.fits]:
         raise config.ConfigError("; ".join(small))
     return 0
 
 
-def known_models(stages: dict[str, config.Stage]) -> dict[str, config.Model]:
-    """Each stage's architecture with its compute choices: its own ``model``, an earlier stage's, or that of the weights."""
+def known_models(stages: dict[str, config.AnyStage]) -> tuple[dict[str, config.Model], dict[str, str]]:
+    """Each stage's architecture with its compute choices: an earlier stage's, its own ``model``, or that of the weights; and of
+    the stages whose weights cannot be found why not: those of a student may be elsewhere while a plan is made."""
     found: dict[str, config.Model] = {}
+    unknown: dict[str, str] = {}
     for title, stage in stages.items():
-        if (earlier := stage.init.partition("@")[0]) in found:
-            found[title] = with_choices(stage, found[earlier], loaded=True)
-        elif stage.model is not None:
-            found[title] = with_choices(stage, stage.model, loaded=stage.init != "random")
-        else:
-            found[title] = find_model(stage, {})[0]
-    return found
+        earlier = stage.init.partition("@")[0]
+        if earlier in unknown:
+            unknown[title] = f"it begins with {earlier}"
+            continue
+        try:
+            found[title] = model_of(stage, found.get(earlier))
+        except ValueError as error:  # a ConfigError, or what hub.py finds
+            unknown[title] = str(error)
+    return found, unknown
+
+
+def model_of(stage: config.AnyStage, earlier: config.Model | None) -> config.Model:
+    if isinstance(stage, config.RejectionSampling):
+        return with_types(earlier or open_input(stage.init, {}).model, stage)
+    if earlier is not None:
+        return with_choices(stage, earlier, loaded=True)
+    if stage.model is not None:
+        return with_choices(stage, stage.model, loaded=stage.init != "random")
+    return find_model(stage, {})[0]
 
 
 def here(model: config.Model) -> Topology:
@@ -83,11 +106,11 @@ def published_notes() -> list[str]:
     return [f"not predicted: {text}" for text in NOT_PREDICTED]
 
 
-def write(plans: list[report.StagePlan], command: Plan) -> None:
+def write(plans: list[report.StagePlan | rows.RowsPlan], command: Plan, price: float | None) -> None:
     told = {
-        "stages": [report.to_json(p, command.price) for p in plans],
+        "stages": [(rows if isinstance(p, rows.RowsPlan) else report).to_json(p, price) for p in plans],
         "efficiency": dataclasses.asdict(command.efficiency),
-        "price": command.price,
+        "price": price,
         "published": [dataclasses.asdict(x) | {"ratio": x.ratio} for x in show.published.predictions(command.efficiency)],
     }
     command.out.write_text(json.dumps(told, indent=1) + "\n")

@@ -35,14 +35,22 @@ def check(work: Workspace) -> None:
     with work.phase("preflight"):
         check_rewards(work, asked[:GOLD_ROWS])
         answers = sample(work, asked[: groups[0]])
-        silent = no_signal(answers.rewards, stage.group)
+        silent = without_signal(work, answers)
         if silent.all():
             work.display.note(f"preflight: no signal in {len(answers.rewards)} answers; sampling more before judging")
             answers = sample(work, asked[groups[0] : sum(groups)])
-            silent = no_signal(answers.rewards, stage.group)
+            silent = without_signal(work, answers)
         tell(work, answers, silent)
         if silent.all():
             raise GuardStop(f"no signal: {cause(work, answers)}; {SKIP}")
+
+
+def without_signal(work: Workspace, answers: Answers) -> np.ndarray:
+    """bool[Q]: groups from which nothing is learned. A critic compares all answers with each other; a teacher has something to
+    say about every one."""
+    stage = work.stage
+    compared = stage.group if stage.advantage == "group" else len(answers.rewards)
+    return no_signal(answers.rewards, compared) & (not stage.teacher)
 
 
 # -- Rewards

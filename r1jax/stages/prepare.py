@@ -11,13 +11,14 @@ from types import MappingProxyType
 import jax
 
 from r1jax import config, loading, rundir, sharding
-from r1jax.config import AnyStage, Pipeline, RejectionSampling, Stage
+from r1jax.config import AnyStage, Pipeline, Preference, RejectionSampling, RewardModel, Stage
 from r1jax.config.stages import ROWS_OF
 from r1jax.convert import export as hugging_face
 from r1jax.data import sources, tokenizer
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.eval import reward_model
 from r1jax.plan import auto_mesh, memory, micro_batch, shortage
 from r1jax.rundir import RunDir
 from r1jax.stages.decide import Decision, steps
@@ -53,8 +54,12 @@ class Prepared:
     """Fields that the config leaves to the memory that is free -> what was chosen."""
     mesh_reason: str
     """Why ``mesh.auto`` chose its sizes; empty if the config did."""
+    judges: tuple[tuple[Preference, loading.Opened], ...] = ()
+    """The reward models that it asks."""
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of a pipeline's stage: each earlier stage that it begins with -> ``rundir.identity`` of what that made."""
+    teacher: loading.Opened | None = None
+    """``GRPO.teacher``."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,13 @@ def prepare_all(
             if makes_rows:
                 made[title] = rundir.rows_of(run / title)
             elif title in wanted:
-                planned[title] = loading.open_model(str(run / title))
+                planned[title] = loading.open_model(str(run / title), head=isinstance(stage, RewardModel))
             continue
         p = found[title] = prepare_any(stage, planned, run / title if do == "go on" else None, made)
         if not makes_rows:
-            planned[title] = loading.Opened(title, p.model, p.tokenizer, p.text, _not_made, p.opened and p.opened.origin)
+            head = loading.ScalarHead(stage.form, stage.reads) if isinstance(stage, RewardModel) else None
+            origin = p.opened and p.opened.origin
+            planned[title] = loading.Opened(title, p.model, p.tokenizer, p.text, _not_made, origin, head=head)
     return found
 
 
@@ -148,7 +155,7 @@ def prepare(
         eval=dataclasses.replace(stage.eval, sources=named_files(stage.eval.sources, made)),
     )  # fmt: skip
     if run is not None and rundir.has_checkpoint(run):
-        opened = loading.open_model(str(run))
+        opened = loading.open_model(str(run), head=isinstance(stage, RewardModel))
         model, found, text = opened.model, opened.tokenizer, opened.text
         template = Template(text, found)
     else:
@@ -157,24 +164,34 @@ def prepare(
     stage.engine.check(model)
     sizes, why = auto_mesh.choose(stage, model, devices=sharding.trainer_devices(stage.engine))
     mesh = sharding.trainer_mesh(sizes, stage.engine)
+    teacher = open_teacher(stage, found, planned)
+    taught = memory.frozen(with_types(teacher.model, stage), mesh) if teacher else 0
     loaded = [(s, sources.load(s)) for s in stage.sources if not unmade(s)]
     waits = any(map(unmade, (*stage.sources, *stage.eval.sources)))
     mixture = None if waits else Mixture(loaded, stage.seed)
     evaluated = held_out(stage)
     rows = [rows[i] for _, rows in evaluated for i in range(min(stage.eval.limit, len(rows)))]
-    chosen = {}
+    asked = stage.preference if isinstance(stage, config.GRPO) else ()
+    judges = tuple((p, open_input(p.model, planned, head=True)) for p in asked)
+    beside = sum(reward_model.bytes_per_device(opened.model, mesh) for _, opened in judges)
+    chosen, free = {}, memory.available(mesh) if judges or taught else None
     if stage.micro_batch == "auto":
-        stage = micro_batch.choose(stage, model, mesh, before=rundir.chosen(run).get("micro_batch"))
+        stage = micro_batch.choose(
+            stage, model, mesh, before=rundir.chosen(run).get("micro_batch"),
+            capacity=None if free is None else max(0, free - beside - taught),
+        )  # fmt: skip
         chosen["micro_batch"] = stage.micro_batch
-    needed = memory.table(stage, model, mesh)
+    needed = dataclasses.replace(memory.table(stage, model, mesh), judges=beside, teacher=taught)
     shortage.check(needed, stage, model, mesh)
     export = plan_export(stage, model, text, found, opened) if stage.export.every else None
-    commits = {"init": opened and opened.commit} | {f"sources.{s.name}": r.commit for s, r in loaded}
+    commits = {"init": opened and opened.commit, "teacher": teacher and teacher.commit}
+    commits |= {f"sources.{s.name}": r.commit for s, r in loaded}
     commits = {place: commit for place, commit in commits.items() if commit is not None}
     parts = (("sources", loaded), ("eval.sources", evaluated))
     digests = {f"{place}.{s.name}": r.identity for place, part in parts for s, r in part}
     return Prepared(
-        stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen, why
+        stage, mesh, model, opened, found, template, text, mixture, rows, needed, export, commits, digests, chosen, why,
+        judges, teacher=teacher,
     )  # fmt: skip
 
 
@@ -226,13 +243,34 @@ def unmade(source: config.Source) -> bool:
     return source.path.startswith(ROWS_OF)
 
 
-def open_input(name: str, planned: Mapping[str, loading.Opened]) -> loading.Opened:
-    """The model called ``name``, of an earlier stage (NAME, NAME@STEP, NAME@best) or any other."""
+def open_input(name: str, planned: Mapping[str, loading.Opened], head: bool | None = False) -> loading.Opened:
+    """The model called ``name``, of an earlier stage (NAME, NAME@STEP, NAME@best) or any other; ``head`` as for
+    ``loading.open_model``."""
     stage, _, step = name.partition("@")
     if stage not in planned:
-        return loading.open_model(name)
+        return loading.open_model(name, head=head)
     opened = planned[stage]
-    return loading.open_model(f"{opened.name}@{step}") if step and opened.read is not _not_made else opened
+    return loading.open_model(f"{opened.name}@{step}", head=head) if step and opened.read is not _not_made else opened
+
+
+def open_teacher(stage: Stage, own: Tokenizer, planned: Mapping[str, loading.Opened]) -> loading.Opened | None:
+    """The model that a stage distils from; None if it names none.
+
+    Raises:
+      ConfigError: there is no such model, or its tokens are not the policy's.
+    """
+    if not isinstance(stage, config.GRPO) or not stage.teacher:
+        return None
+    opened = open_input(stage.teacher, planned)
+    theirs = opened.tokenizer
+    if theirs.vocabulary != own.vocabulary:
+        apart = sum(own.vocabulary.get(token) != i for token, i in theirs.vocabulary.items())
+        raise config.ConfigError(
+            f"teacher {stage.teacher!r} and policy {stage.init!r} have different tokenizers ({len(theirs.vocabulary)} and "
+            f"{len(own.vocabulary)} tokens, {apart} of the teacher's have another id): its log-probs are of other tokens; name "
+            "a teacher of the policy's family, or train on its answers with SFT"
+        )
+    return opened
 
 
 def with_types(model: config.Model, stage: AnyStage) -> config.Model:
@@ -250,7 +288,8 @@ def find_model(
       ConfigError: the stage's own architecture is not that of the weights, or routes are to be replayed and it has no
       experts.
     """
-    opened = None if stage.init == "random" else open_input(stage.init, planned)
+    either = None if isinstance(stage, RewardModel) else False
+    opened = None if stage.init == "random" else open_input(stage.init, planned, either)
     model = stage.model if opened is None else opened.model
     if opened is not None and stage.model is not None and (differ := architecture_diff(stage.model, model)):
         raise config.ConfigError(f"init is {stage.init!r}, whose architecture is not model's: {differ}; leave model out (None)")
@@ -263,6 +302,8 @@ def with_choices(stage: Stage, model: config.Model, *, loaded: bool) -> config.M
     """An architecture with the stage's compute choices. Weights that are loaded are trained in float32 unless it says else."""
     if loaded and stage.param_dtype is None and not stage.lora.rank:
         model = dataclasses.replace(model, param_dtype="float32")
+    if isinstance(stage, RewardModel):
+        model = dataclasses.replace(model, mtp_depth=0)  # the module would need the output head
     return with_types(model, stage)
 
 

@@ -23,11 +23,11 @@ from r1jax.stages.workspace import Workspace
 Progress = Callable[[int, int], None]
 
 
-def next_questions(work: Workspace, count: int) -> list[Question]:
-    """The next rows whose prompts fit; the others are left out and counted."""
+def next_questions(work: Workspace, count: int, step: int) -> list[Question]:
+    """The next rows, for a round that begins at this step, whose prompts fit; longer ones are left out and counted."""
     cursor = work.cursor
     asked, cursor.row, left_out = asking.take(
-        work.mixture, cursor.row, count, work.template, work.stage.engine.max_prompt_tokens
+        work.mixture, cursor.row, count, work.template, work.stage.engine.max_prompt_tokens, work.stage.deferred(step)
     )
     cursor.left_out += left_out
     return asked
@@ -91,7 +91,7 @@ def begin(
     stage = work.stage
     cap = length_cap(stage, step)
     surplus = math.ceil(stage.partial_rollouts * stage.questions * stage.minibatches)
-    asked = next_questions(work, max(0, count + surplus - len(work.kept)))
+    asked = next_questions(work, max(0, count + surplus - len(work.kept)), step)
     fresh = [Group(q, [Job(i, q.ids, q.name, i, cap, round) for i in range(stage.group)]) for q in asked]
     groups = [*work.kept, *fresh]
     sampling = dataclasses.replace(stage.sampling, max_new_tokens=cap)

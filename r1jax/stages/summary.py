@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r1jax.config import AnyStage, Pipeline, RejectionSampling
+from r1jax.config import AnyStage, Pipeline, RejectionSampling, RewardModel
 from r1jax.observe import jsonl
 from r1jax.observe.curve import curve_png, curve_text
 from r1jax.observe.metrics import FILE, read_metrics, series
@@ -31,6 +31,12 @@ def show(path: Path, settings: AnyStage | Pipeline) -> None:
     }
     if isinstance(settings, RejectionSampling):
         hints = {"read what was dropped, and why": f"r1jax samples {path} --where dropped=unreadable"}
+    if isinstance(settings, RewardModel):
+        name = f"'model{{\"run\":\"{path}\"}}'"
+        hints = {
+            "score answers": f"r1jax reward --rewards {name} --data rows.jsonl --out scored.jsonl",
+            "let it reward a policy": f"preference=(Preference(model={str(path)!r}),) in a GRPO stage",
+        }
     console.print(f"\nThe run is in {path}. Try next:", markup=False, soft_wrap=True)
     for purpose, command in hints.items():
         console.print(f"  {purpose}:\n    {command}", markup=False, soft_wrap=True)

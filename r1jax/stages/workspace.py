@@ -22,6 +22,8 @@ from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.eval.reward_model import Judge
+from r1jax.models import decoder
 from r1jax.observe import compiling
 from r1jax.observe.display import Display
 from r1jax.observe.energy import Meter
@@ -35,7 +37,9 @@ from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
 from r1jax.stages.begun import Group, Rollout, restored, saved
 from r1jax.stages.export import export_step
-from r1jax.stages.prepare import Prepared
+from r1jax.stages.prepare import Prepared, with_types
+from r1jax.train.critic import Critic
+from r1jax.train.frozen import Frozen
 from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
 from r1jax.types import PackedBatch
@@ -53,6 +57,11 @@ class Cursor:
     """Rows that were too long."""
     refreshed: int = 0
     """The step at which the reference became the policy."""
+    unbalanced: int = 0
+    """Pairs left out so that chosen and rejected answers are equally long."""
+    chosen_tokens: int = 0
+    """Of all pairs so far."""
+    rejected_tokens: int = 0
 
 
 class Preempted(Exception):
@@ -83,6 +92,9 @@ class Workspace:
     planned_export: hugging_face.Plan | None
     step: int
     """``state.step``, counted here: to read it would wait for the device."""
+    critic: Critic | None = None
+    critic_state: TrainState | None = None
+    teacher: Frozen | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the phases since the last ``write``."""
     rollout_rate: float = 0.0
@@ -98,6 +110,8 @@ class Workspace:
     aside: ThreadPoolExecutor | None = None
     """Samples while this thread computes updates; None where both must launch their programs in one order: on several
     devices."""
+    judges: dict[str, Judge] = field(default_factory=dict)
+    """Reward models by the names of their preferences."""
     leaving: threading.Event = field(default_factory=threading.Event)
     """What is sampled in ``aside`` is no longer wanted."""
 
@@ -145,10 +159,14 @@ class Workspace:
             self.ledger.save()
 
     def update(self, batch: PackedBatch, count: int, denominator: float) -> dict[str, jax.Array]:
-        """Has the trainer make an update. Does not wait for it, nor for its metrics."""
+        """Has the trainer, and the critic, make an update. Does not wait for it, nor for its metrics."""
+        of_critic = {}
+        if self.critic is not None:
+            self.critic_state, of_critic = self.critic.update(self.critic_state, batch, count)
+            batch = batch.replace(values=None, returns=None)
         self.state, metrics = self.trainer.update(self.state, batch, count, denominator)
         self.step += 1
-        return metrics
+        return metrics | of_critic
 
     def save(self, score: float | None = None) -> None:
         with self.phase("save"):
@@ -156,11 +174,16 @@ class Workspace:
             answers, about = saved(self.kept, self.ahead and self.ahead.result())
             if about is not None:
                 meta["ahead"] = about
+            if self.judges:
+                meta["judges"] = {name: judge.fingerprint for name, judge in self.judges.items()}
+            if self.teacher is not None:
+                meta["teacher"] = self.teacher.fingerprint
             if jax.process_index() == 0:
                 self.ledger.save(self.step)
                 self.metrics.flush()
                 self.run.upload()  # first: what a checkpoint goes on from must not be lost with the machine
-            self.checkpoints.save(self.step, self.trainer.changing(self.state), meta, score, answers)
+            state = self.trainer.changing(self.state).replace(critic=self.critic_state)
+            self.checkpoints.save(self.step, state, meta, score, answers)
         if jax.process_index() == 0:
             self.ledger.save(self.step)
 
@@ -192,6 +215,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
     main = jax.process_index() == 0
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
     trainer = Trainer(stage, model, mesh)
+    critic = Critic(stage, model, mesh) if isinstance(stage, config.GRPO) and stage.advantage == "gae" else None
     where = sharding.sampler_mesh(stage.engine, mesh)
     sampler = Sampler(
         model, stage.engine, where, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=stage.seed, adapters=stage.lora,
@@ -218,8 +242,10 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         with display.phase("load", unit="MB") as phase:
             if latest is None:
                 state = trainer.create(_first_params(found, run, trainer, partial(_report, display, phase)))
+                critic_state = critic and critic.create(state.params)
             else:
-                state, meta = checkpoints.restore(trainer.abstract())
+                state, meta = checkpoints.restore(trainer.abstract().replace(critic=critic and critic.trainer.abstract()))
+                state, critic_state = state.replace(critic=None), state.critic
                 if stage.lora.rank:
                     base = loading.open_base(run.path)
                     state = trainer.whole(state, base.load(*_base_of(trainer), partial(_report, display, phase)))
@@ -228,6 +254,15 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
                     raise config.ConfigError(
                         f"{run.name}: its sources changed since step {latest}; restore them, or start a new run from it"
                     )
+            teacher = found.teacher and _load_teacher(found, partial(_report, display, phase))
+            if teacher and latest is not None and meta.get("teacher", teacher.fingerprint) != teacher.fingerprint:
+                raise config.ConfigError(
+                    f"{run.name}: the teacher {stage.teacher} has changed since step {latest}; name its old checkpoint "
+                    "(RUN@STEP) there, or start a new run"
+                )
+            judges = {p.name: Judge(opened, mesh) for p, opened in found.judges}
+            if latest is not None:
+                _check_judges(run, judges, meta, latest)
         # An attempt that trained nothing counts for nothing: not even its evaluation before step 1 is kept.
         resumed_at = latest or -1
         metrics = samples = None
@@ -246,7 +281,8 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         terminating = stack.enter_context(told_to_end())
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, found.held_out, terminating, found.export, int(state.step),
+            display, ledger, state, cursor, found.held_out, terminating, found.export, int(state.step), critic, critic_state,
+            teacher, judges=judges,
         )  # fmt: skip
         if isinstance(stage, config.GRPO) and stage.off_policy:
             if latest is not None:
@@ -264,12 +300,34 @@ def _first_params(found: Prepared, run: RunDir, trainer: Trainer, report: loadin
     """What training begins with; without adapters, if there are any."""
     if found.opened is None:
         return trainer.init_params(found.stage.seed)
+    if isinstance(found.stage, config.RewardModel) and found.opened.head is None:
+        policy = dataclasses.replace(found.model, mtp_depth=found.opened.model.mtp_depth)
+        specs = decoder.specs(policy)
+        where = sharding.param_shardings(specs, found.mesh, sharding.TRAIN)
+        return trainer.with_new_head(found.opened.load(specs, where, report), found.stage.seed)
     if not found.stage.lora.rank:
         return found.opened.load(*_base_of(trainer), report)
     base = loading.pinned(found.opened)
     params = base.load(*_base_of(trainer), report)
     loading.record_base(run.path, base, params)
     return params
+
+
+def _load_teacher(found: Prepared, report: loading.Report) -> Frozen:
+    teacher = Frozen(found.stage, with_types(found.teacher.model, found.stage), found.mesh)
+    teacher.hold(found.teacher.load(teacher.specs, teacher.shardings, report))
+    return teacher
+
+
+def _check_judges(run: RunDir, judges: dict[str, Judge], meta: dict[str, Any], step: int) -> None:
+    """Raises ConfigError where a reward model is not the one that the run was trained with."""
+    before = meta.get("judges", {})
+    for name, judge in judges.items():
+        if before.get(name, judge.fingerprint) != judge.fingerprint:
+            raise config.ConfigError(
+                f"{run.name}: the reward model {judge.name} of preference {name!r} has changed since step {step}; name its "
+                "old checkpoint (RUN@STEP) there, or start a new run"
+            )
 
 
 def _base_of(trainer: Trainer) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The two losses of a micro-batch: the policy's forward pass joined to a function of arrays."""
+"""The losses of a micro-batch: a forward pass joined to a function of arrays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import config
+from r1jax.losses.distillation import teacher_advantages
 from r1jax.losses.grpo import grpo_loss
+from r1jax.losses.ppo import value_loss
+from r1jax.losses.preference import pairwise, pointwise
 from r1jax.losses.sft import cross_entropy
-from r1jax.models import decoder
+from r1jax.models import decoder, scalar
 from r1jax.models.logprobs import token_logprobs
-from r1jax.types import PackedBatch
+from r1jax.types import JudgedBatch, PackedBatch
+
+
+def specs(stage: config.Stage, model: config.Model) -> dict:
+    """The ParamSpecs of what a stage trains."""
+    if stage.kind == "reward_model":
+        return scalar.specs(model, std=(model.d_model + 1) ** -0.5)
+    return decoder.specs(model)
 
 
 def moe_layers(model: config.Model) -> int:
@@ -31,6 +41,17 @@ def logprobs(params, batch: PackedBatch, *, model: config.Model, temperature: fl
         hidden, kernel, batch.targets, mask=batch.mask, temperature=temperature, dtype=model.head_dtype
     )
     return values, entropy, (hidden, aux)
+
+
+def score(params, batch: PackedBatch, count, *, model: config.Model, temperature: float) -> jax.Array:
+    """``logprobs`` of the first ``count`` micro-batches of a batch, float32[M, B, T]."""
+
+    def body(i, out):
+        micro = jax.tree.map(lambda x: x[i], batch)
+        values, _, _ = logprobs(params, micro, model=model, temperature=temperature)
+        return out.at[i].set(values)
+
+    return jax.lax.fori_loop(0, count, body, jnp.zeros(batch.tokens.shape, jnp.float32))
 
 
 def loss(
@@ -54,32 +75,32 @@ def loss(
     if rl:
         kept = jax.lax.stop_gradient(values)
         batch = batch.replace(**{name: jnp.where(same, kept, vars(batch)[name]) for name, same in (own or {}).items()})
+        advantages, of_teacher = batch.advantages, {}
+        if stage.teacher:
+            old = kept if batch.old_logprobs is None else batch.old_logprobs
+            apart, of_teacher = teacher_advantages(old, batch.teacher_logprobs, batch.mask)
+            advantages = jnp.where(batch.mask, advantages, 0.0) + stage.teacher_weight * apart
         main, sums = grpo_loss(
             values,
             old_logprobs=batch.old_logprobs,
-            advantages=batch.advantages,
+            advantages=advantages,
             mask=batch.mask,
             weights=batch.weights,
             segments=batch.segments,
             ratio_level=stage.ratio_level,
             clip_low=stage.clip_low,
             clip_high=stage.clip_high,
-            kl_beta=stage.kl_beta,
+            kl_beta=0.0 if stage.kl_in_reward else stage.kl_beta,
             ref_logprobs=batch.ref_logprobs,
             sampler_logprobs=batch.sampler_logprobs,
             importance_cap=stage.importance_cap,
         )
+        sums |= of_teacher
     else:
         main, sums = cross_entropy(values, batch.mask, batch.weights)
     sums["entropy"] = jnp.where(batch.mask, entropy, 0.0).sum()
     total = main / totals["loss"]
-    if layers := moe_layers(model):
-        balance = aux.balance / (totals["sequences"] * layers)
-        sums |= {"balance": balance, "load": tuple(aux.load)}
-        if model.capacity_factor is not None:
-            sums["dropped"] = sum(d.sum() for d in aux.dropped if d is not None)
-            sums["choices"] = jnp.float32(batch.tokens.size * model.moe.top_k * layers)
-        total += stage.balance_weight * balance
+    total += balance_loss(aux, batch, totals, sums, stage=stage, model=model)
     if batch.routes is not None:
         sums["routes_apart"], sums["routes"] = sum(d.sum(0) for d in aux.disagreement if d is not None)
     if model.mtp_depth:
@@ -87,6 +108,58 @@ def loss(
         sums |= {"mtp": nll / totals["mtp"], "mtp_load": load}
         total += stage.mtp_weight * nll / totals["mtp"]
     return total, jax.lax.stop_gradient(sums | {"loss": total})
+
+
+def values_loss(
+    params, batch: PackedBatch, totals: dict[str, jax.Array], own=None, *, stage: config.GRPO, model: config.Model
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """As ``loss``, of a critic; ``own`` is not read."""
+    values, aux = scalar.values(params, batch.tokens, batch.positions, batch.segments, prefix=batch.prefix, model=model)
+    main, sums = value_loss(values, old_values=batch.values, returns=batch.returns, mask=batch.mask, clip=stage.critic.clip)
+    total = main / totals["loss"] + balance_loss(aux, batch, totals, sums, stage=stage, model=model)
+    return total, jax.lax.stop_gradient(sums | {"loss": total})
+
+
+def preference_loss(
+    params,
+    batch: JudgedBatch,
+    totals: dict[str, jax.Array],
+    own: dict[str, jax.Array] | None = None,
+    *,
+    stage: config.RewardModel,
+    model: config.Model,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """As ``loss``, of a reward model; ``own`` is empty."""
+    values, aux = scalar.values(params, batch.tokens, batch.positions, batch.segments, model=model)
+    if stage.form == "pairwise":
+        worse = jnp.take_along_axis(values, batch.against, axis=1)
+        main, sums = pairwise(values, worse, batch.mask, stage.margin * batch.targets if stage.margin else None)
+    else:
+        main, sums = pointwise(values, batch.targets, batch.mask)
+    sums["tokens"] = (batch.segments > 0).sum().astype(jnp.float32)
+    total = main / totals["loss"] + balance_loss(aux, batch, totals, sums, stage=stage, model=model)
+    return total, jax.lax.stop_gradient(sums | {"loss": total})
+
+
+def balance_loss(
+    aux: decoder.Aux,
+    batch: PackedBatch | JudgedBatch,
+    totals: dict[str, jax.Array],
+    sums: dict,
+    *,
+    stage: config.Stage,
+    model: config.Model,
+) -> jax.Array | float:
+    """The balance loss of the experts, weighted; what is measured of them joins ``sums``."""
+    layers = moe_layers(model)
+    if not layers:
+        return 0.0
+    balance = aux.balance / (totals["sequences"] * layers)
+    sums |= {"balance": balance, "load": tuple(aux.load)}
+    if model.capacity_factor is not None:
+        sums["dropped"] = sum(d.sum() for d in aux.dropped if d is not None)
+        sums["choices"] = jnp.float32(batch.tokens.size * model.moe.top_k * layers)
+    return stage.balance_weight * balance
 
 
 def mtp_mask(batch: PackedBatch) -> jax.Array:
@@ -114,4 +187,4 @@ def mtp_loss(params, hidden, batch: PackedBatch, *, model: config.Model, stop_tr
 
 
 def objective(stage: config.Stage, model: config.Model):
-    return partial(loss, stage=stage, model=model)
+    return partial(preference_loss if stage.kind == "reward_model" else loss, stage=stage, model=model)

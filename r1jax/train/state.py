@@ -33,6 +33,8 @@ class TrainState:
     reference: Any
     """The policy at the last refresh, or None without a KL term. Of a LoRA run the adapters at the last refresh; None if there
     is never one: the reference then has them off."""
+    critic: Any = None
+    """In a checkpoint of PPO the critic's own state; else None."""
 
 
 def create(params: Any, mask: Any, tx: optax.GradientTransformation, *, reference: bool) -> TrainState:

@@ -14,12 +14,12 @@ from jax.sharding import NamedSharding
 from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.losses.sums import combine
-from r1jax.models import decoder
+from r1jax.models import scalar
 from r1jax.train import objectives, offload
 from r1jax.train import state as states
 from r1jax.train.optimizer import global_norm, optimizer, rates_of, scaled
 from r1jax.train.state import TrainState
-from r1jax.types import PackedBatch
+from r1jax.types import JudgedBatch, PackedBatch
 
 
 class Trainer:
@@ -32,11 +32,23 @@ class Trainer:
     With ``stage.lora`` the weights beside the adapters, the base, pass through a state untouched: they are never donated, so
     other places may hold the same arrays.
 
+    Args:
+      specs: of parameters that are no policy's; None is the model's own.
+      objective: their loss, as ``objectives.objective`` makes one.
+
     Raises:
       ValueError: batch or sequences do not divide over the mesh, or a pattern of ``frozen`` or ``lora.targets`` matches none.
     """
 
-    def __init__(self, stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh):
+    def __init__(
+        self,
+        stage: config.Stage,
+        model: config.Model,
+        mesh: sharding.AnyMesh,
+        *,
+        specs: Any = None,
+        objective: Callable | None = None,
+    ):
         self.stage, self.model, self.mesh = stage, model, mesh
         self.ways = sharding.batch_ways(mesh, sharding.TRAIN)
         if stage.micro_batch == "auto":
@@ -57,7 +69,8 @@ class Trainer:
                 "change one of them"
             )
         offload.check(stage, mesh)
-        self.base_specs = decoder.specs(model)
+        self.base_specs = objectives.specs(stage, model) if specs is None else specs
+        self.objective = objective or objectives.objective(stage, model)
         lora.check_targets(self.base_specs, stage.lora)
         self.specs = lora.adapt(self.base_specs, stage.lora)
         self.mask = parameters.trainable_mask(self.specs, stage.frozen)
@@ -89,6 +102,12 @@ class Trainer:
         """Random weights, born sharded."""
         return self._init(jax.random.key(seed))
 
+    def with_new_head(self, policy: Any, seed: int) -> Any:
+        """What a reward model begins with: the trunk of a policy (the same arrays) and a head drawn from the seed."""
+        head, where = {scalar.HEAD: self.base_specs[scalar.HEAD]}, self.param_shardings[scalar.HEAD]
+        drawn = jax.jit(lambda key: parameters.init(head, key)[scalar.HEAD], out_shardings=where)(jax.random.key(seed))
+        return scalar.from_policy(policy, drawn)
+
     def create(self, params: Any) -> TrainState:
         """A fresh state around ``params``, a tree of ``base_specs``."""
         if not self.stage.lora.rank:
@@ -110,12 +129,12 @@ class Trainer:
     def _base(self, state: TrainState) -> Any:
         return lora.off(state.params) if self.stage.lora.rank else None
 
-    def put(self, batch: PackedBatch) -> PackedBatch:
+    def put(self, batch: PackedBatch | JudgedBatch) -> PackedBatch | JudgedBatch:
         """Host arrays [M, B, T] onto the mesh."""
         return jax.tree.map(lambda x: sharding.put(x, self.mesh, sharding.TRAIN, None, "batch", "sequence"), batch)
 
     def update(
-        self, state: TrainState, batch: PackedBatch, count: int, denominator: float
+        self, state: TrainState, batch: PackedBatch | JudgedBatch, count: int, denominator: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update. Where ``batch`` has no ``old_logprobs`` or ``ref_logprobs``, the policy's own stand for them, in the same
         program."""
@@ -159,17 +178,10 @@ class Trainer:
     def _score(self, params, batch: PackedBatch, count) -> jax.Array:
         if "reference" in self.stage.offload:
             params = offload.to_device(params)
-
-        def body(i, out):
-            micro = jax.tree.map(lambda x: x[i], batch)
-            values, _, _ = objectives.logprobs(params, micro, model=self.model, temperature=self.stage.sampling.temperature)
-            return out.at[i].set(values)
-
-        return jax.lax.fori_loop(0, count, body, jnp.zeros(batch.tokens.shape, jnp.float32))
+        return objectives.score(params, batch, count, model=self.model, temperature=self.stage.sampling.temperature)
 
     def _make_update(self) -> Callable:
-        stage, model, mask, tx = self.stage, self.model, self._mask, self.tx
-        objective = objectives.objective(stage, model)
+        stage, mask, tx, objective = self.stage, self._mask, self.tx, self.objective
 
         def update(state: TrainState, batch: PackedBatch, count, denominator, base=None, own=None):
             trainable, frozen = parameters.split(state.params, mask)
@@ -272,6 +284,12 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         "nll": "loss/nll",
         "entropy": "entropy",
         "kl_tokens": "kl",
+        "teacher_kl": "teacher/kl",
+        "value": "value/mean",
+        "value_error": "value/error",
+        "value_clipped": "value/clipped",
+        "return": "value/return",
+        "return_square": "value/return_square",
         "clipped_low": "clip/low",
         "clipped_high": "clip/high",
         "ratio": "ratio",
@@ -280,8 +298,10 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         "importance_capped": "sampler/importance_capped",
     }
     out = {name: sums[key] / tokens for key, name in per_token.items() if key in sums}
-    out |= {f"loss/{key}": sums[key] / denominator for key in ("policy", "kl") if key in sums}
+    out |= {f"loss/{key}": sums[key] / denominator for key in ("policy", "kl", "values") if key in sums}
     out |= {f"loss/{key}": sums[key] for key in ("balance", "mtp") if key in sums}
+    if "judged" in sums:
+        out |= preference_metrics(sums)
     out |= {"loss": sums["loss"], "tokens": sums["tokens"]}
     if "max/logprob_diff" in sums:
         out["sampler/logprob_diff_max"] = sums["max/logprob_diff"]
@@ -293,4 +313,17 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         shares = [load / jnp.maximum(load.mean(-1, keepdims=True), 1e-9) for load in sums["load"] if load is not None]
         out["expert/max_load"] = jnp.stack([s.max() for s in shares]).max()
         out["expert/min_load"] = jnp.stack([s.min() for s in shares]).min()
+    return out
+
+
+def preference_metrics(sums: dict) -> dict[str, jax.Array]:
+    """Of what ``losses.preference`` returns. Denominators: the pairs, or the labelled answers, all and of either kind."""
+    judged, none = sums["judged"], jnp.float32(1)
+    kinds = {"good": judged, "bad": judged}
+    if "positive" in sums:
+        kinds = {"good": sums["positive"], "bad": judged - sums["positive"]}
+    out = {f"preference/{name}": sums[name] / jnp.maximum(count, none) for name, count in kinds.items()}
+    out["preference/accuracy"] = sums["right"] / jnp.maximum(judged, none)
+    if "margin" in sums:
+        out["preference/margin"] = sums["margin"] / jnp.maximum(judged, none)
     return out
