@@ -346,7 +346,7 @@ def test_of_a_recipe_the_stages_that_train_are_planned(tmp_path, capsys):
     recipe.write_text("from tests import tiny\n\ndef config():\n    return tiny.Recipe()\n")
     assert cli.main(["plan", str(recipe), "--topology", "h100:1", "--no-compile", "--out", str(out)]) == 0
     assert capsys.readouterr().out.startswith("not planned, for they make rows and train nothing: cold\n")
-    assert [stage["stage"] for stage in json.loads(out.read_text())["stages"]] == ["zero", "dev", "student", "rl"]
+    assert [stage["stage"] for stage in json.loads(out.read_text())["stages"]] == ["zero", "dev", "judge", "student", "rl"]
     rows.write_text("from tests import tiny\n\ndef config():\n    return tiny.rejection()\n")
     assert cli.main(["plan", str(rows), "--topology", "h100:1", "--no-compile"]) == 2
     assert "rows trains nothing" in capsys.readouterr().err
