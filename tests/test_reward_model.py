@@ -12,12 +12,14 @@ import pytest
 import tiny
 
 from r1jax import cli, config, loading, sharding
+from r1jax import params as parameters
 from r1jax.config import Preference
 from r1jax.data.preferences import encode
 from r1jax.data.template import Template
 from r1jax.eval.reward_model import Judge, open_judge
 from r1jax.models import scalar
 from r1jax.stages import pipeline
+from r1jax.stages.prepare import prepare
 
 REWARD = f"{tiny.FILE}:checksum"
 
@@ -125,6 +127,14 @@ def test_the_reward_command_takes_a_run_and_others_refuse_it(trained, tmp_path, 
 
 
 # -- In reinforcement learning
+
+
+def test_the_memory_table_counts_reward_models_and_no_sampler_for_their_training(trained):
+    found = prepare(rl(trained)).memory
+    whole = 4 * parameters.count(scalar.specs(tiny.MOE))
+    assert found.judges == 2 * whole and found.resident >= found.judges + found.weights
+    own = prepare(tiny.judge()).memory
+    assert own.weights == whole and own.sampler == own.cache == 0
 
 
 def rl(judges, **changes) -> config.GRPO:
