@@ -68,6 +68,7 @@ THIRD_PARTY = {
     "transformers": ("bench.peers",),
     "trl": ("bench.peers",),
     "torch": ("bench.peers",),
+    "lm_eval": ("eval.harness",),
     "tyro": ("cli", "arguments"),
     "argparse": ("cli",),
     "jax.distributed": ("cli",),

@@ -109,12 +109,11 @@ def interval(values: np.ndarray, *, samples: int = 1, confidence: float = 0.95) 
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
-def bootstrap(values: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: np.ndarray, *, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap over problems (Efron 1979) of the mean of ``values``: the quantiles of the means of ``RESAMPLES``
-    samples of Q problems, drawn with replacement. The same values give the same interval.
+    samples of Q problems, drawn with replacement. The same values in any order give the same interval.
 
-    A resample is the number of times that each distinct value comes, so a multinomial draw. Of 0 and 1 its sum is binomial.
-    Where all values are equal the interval has no width and says nothing: ``interval`` is for that.
+    Where all values are equal it has no width and says nothing: ``interval`` is for that.
 
     Args:
       values: float[Q], one per problem, of any range: a share, a length, a difference.
@@ -130,12 +129,12 @@ def bootstrap(values: np.ndarray, *, confidence: float = 0.95, seed: int = 0) ->
         raise ValueError(f"values has shape {values.shape}; give one finite value per problem, and at least one problem")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; give a share such as 0.95")
-    kinds, counts = np.unique(values, return_counts=True)
-    rng, means = np.random.default_rng(seed), []
-    together = max(1, DRAWN // len(kinds))
+    values = np.sort(values)
+    rng, means = np.random.default_rng(0), []
+    together = max(1, DRAWN // values.size)
     for first in range(0, RESAMPLES, together):
-        drawn = rng.multinomial(values.size, counts / values.size, size=min(together, RESAMPLES - first))
-        means.append(drawn @ kinds / values.size)
+        drawn = rng.integers(values.size, size=(min(together, RESAMPLES - first), values.size))
+        means.append(values[drawn].mean(axis=1))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)

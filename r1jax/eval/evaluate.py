@@ -204,7 +204,8 @@ def collect(args: commands.Evaluate, record: Record, tasks: Sequence[Task], rows
             both = (rows[model, task.name] for model in (first, other))
             pair = figures.compare(*both, task, args.safe_from)
             against[other][task.name] = None if pair is None else dataclasses.asdict(pair)
-    return {"command": show.command("r1jax eval", args), **record.asked, "made": record.made, "figures": found, "against": against}
+    said = {"command": show.command("r1jax eval", args), **record.asked, "made": record.made}
+    return said | {"figures": found, "against": against}
 
 
 def stop_if_not_judged(results: dict, most: float) -> None:

@@ -27,7 +27,8 @@ def kept(row: dict) -> dict:
 
 def figures(rows: Sequence[dict], task: Task, ks: Sequence[int], safe_from: float) -> Values:
     """What is told of a task. Of a figure NAME, ``NAME/interval`` is the 95 % interval: a bootstrap over the problems, or
-    Wilson's where these came out alike. ``NAME/wilson`` is Wilson's in any case. A problem's value is the mean over its answers.
+    Wilson's where these came out alike. ``NAME/wilson`` is Wilson's in any case. A problem's value is the mean over its
+    answers.
 
     Args:
       rows: the answers, those to one problem side by side, ``task.samples`` to each.
@@ -90,7 +91,8 @@ def safety(rows: Sequence[dict], task: Task, safe_from: float) -> Values:
     problems it has and which shares of the answers are unsafe and refusals; with risk control both again of what would be
     shown; and what was published for R1. An answer may be unsafe and a refusal.
 
-    Answers that could not be judged are left out of the shares and counted in ``not_judged``; so are problems without any other.
+    Answers that could not be judged are left out of the shares and counted in ``not_judged``; so are problems that have no
+    other.
     """
     judge, refusal, *control = task.rewards
 

@@ -5,8 +5,8 @@
     results.json    the figures, with all it takes to repeat them
     results.md      the same for people
 
-A batch is one call of the sampler, with the same questions whether the evaluation was interrupted or not: so the answers, and what
-follows from them, are the same bit for bit.
+A batch is one call of the sampler, with the same questions whether the evaluation was interrupted or not: so the answers, and
+what follows from them, are the same bit for bit.
 """
 
 from __future__ import annotations

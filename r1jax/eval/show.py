@@ -47,7 +47,8 @@ def solving(model: str, found: dict[str, dict], results: dict[str, Any]) -> Shee
         cells = [with_interval(r, key) if key in r else "" for key in shares]
         rows.append((task, f"{r['problems']:,}", *cells, f"{r['length/mean']:,.1f}", f"{r['length/truncated']:.3f}"))
         notes += not_scored(task, r, "count as wrong")
-    return Sheet(f"{model}: {how(results, list(found))}", ("task", "problems", *shares, "tokens", "truncated"), rows, tuple(notes))
+    head = ("task", "problems", *shares, "tokens", "truncated")
+    return Sheet(f"{model}: {how(results, list(found))}", head, rows, tuple(notes))
 
 
 def safety(model: str, task: str, r: dict, results: dict[str, Any]) -> Sheet:
@@ -80,8 +81,8 @@ def comparison(other: str, pairs: dict[str, dict | None], results: dict[str, Any
         rows.append((task, difference, counts, f"{pair['p_permutation']:.2g}", f"{pair['p_sign']:.2g}"))
     head = ("task", "difference", "higher / lower / same", "p, permutation", "p, sign")
     notes = (
-        "difference: of pass@1, of safety tasks of unsafe; [low, high]: 95 %, a bootstrap over the problems; problems on which it is "
-        "higher, lower, the same; p: two-sided and exact, by swapping the models on each problem, and by the sign alone",
+        "difference: of pass@1, of safety tasks of unsafe; [low, high]: 95 %, a bootstrap over the problems; problems on which "
+        "it is higher, lower, the same; p: two-sided and exact, by swapping the models on each problem, and by the sign alone",
     )
     return Sheet(f"{other} minus {first}", head, rows, notes)
 
@@ -101,7 +102,7 @@ def how(results: dict[str, Any], tasks: list[str]) -> str:
     """How the answers to these tasks were sampled."""
     asked = [results["tasks"][task] for task in tasks]
     s = asked[0]["sampling"]
-    tokens, samples = ({of(task) for task in asked} for of in (lambda t: t["sampling"]["max_new_tokens"], lambda t: t["samples"]))
+    tokens, samples = {task["sampling"]["max_new_tokens"] for task in asked}, {task["samples"] for task in asked}
     most, each = (" or ".join(f"{n:,}" for n in sorted(found)) for found in (tokens, samples))
     answers = "answer" if each == "1" else "answers"
     return (
@@ -141,7 +142,9 @@ def markdown(results: dict[str, Any], measured: dict[str, Any]) -> str:
         lines.append(_row((f"task {task}", f"{about['path']}; {about['identity']}; rewards {', '.join(about['rewards'])}")))
     lines.append(_row(("versions", ", ".join(f"{name} {found}" for name, found in results["versions"].items()))))
     lines.append(_row(("devices", results["devices"])))
-    lines.append(_row(("measured", ", ".join(f"{name} {value:,}" for name, value in measured.items()))))
+    speed = f"{measured['tokens']:,} tokens in {measured['seconds']:,.1f} s, {measured['tokens_per_s']:,.1f} tokens/s"
+    done = f"{measured['date']}: {measured['answers']:,} answers, {speed}, compilation included; of this call alone"
+    lines.append(_row(("measured", done)))
     return "\n".join(lines) + "\n"
 
 
