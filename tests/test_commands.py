@@ -389,19 +389,20 @@ def test_figures_follow_from_the_written_answers(run, tmp_path, capsys):
     file = write_rows(
         tmp_path / "task.jsonl", [{"prompt": p, "answer": a} for p, a in problems] + [{"prompt": "!", "answer": "no"}]
     )
-    out = tmp_path / "out.jsonl"
+    out = tmp_path / "out"
     line = f"--tasks {file} --samples 4 --temperature 0.8 --top-p 1 --max-new-tokens 1 --seed 1 --out {out} {ONE_DEVICE}"
     call("eval", run, line)
     shown = capsys.readouterr().out
 
-    found = rows_of(out)
+    found = rows_of(out / "answers.jsonl")
     assert [(row["prompt"], row["sample"]) for row in found] == [(p, i) for p, _ in [*problems, ("!", 0)] for i in range(4)]
     groups = collections.defaultdict(list)
     for row in found:
         value = accuracy(row["prompt"], row["completion"], row).value
         assert row["rewards"]["accuracy"]["value"] == row["reward"] == value and row["right"] == (value == 1)
-        groups[row["prompt"]].append((final_answer(row["completion"]), row["right"]))
-    summary = json.loads((tmp_path / "out.summary.json").read_text())["tasks"][str(file)]
+        groups[row["prompt"]].append((row["vote"], row["right"]))
+        assert row["final_answer"] == final_answer(row["completion"])
+    summary = json.loads((out / "results.json").read_text())["figures"][str(run)][str(file)]
     right = [[r for _, r in group] for group in groups.values()]
     assert 0 < np.mean(right) < 1 and {len(set(r)) for r in right} == {1, 2}
     assert summary["pass@1"] == pytest.approx(np.mean(right))
@@ -429,12 +430,12 @@ def test_a_reward_of_ones_own_and_answers_that_cannot_be_scored(run, tmp_path, c
         "def reward(prompt, completion, row):\n    return 1 / row['answer'] if row['answer'] < 2 else 0.5\n"
     )
     task = 'mine.py:rows{"n":5}'
-    line = "--reward mine.py:reward --max-new-tokens 1 --temperature 0 --limit 3 --out out.jsonl"
+    line = "--reward mine.py:reward --max-new-tokens 1 --temperature 0 --limit 3 --out out"
     call("eval", run, f"--tasks {task} {line} {ONE_DEVICE}")
-    found = rows_of(tmp_path / "out.jsonl")
+    found = rows_of(tmp_path / "out" / "answers.jsonl")
     assert [row["prompt"] for row in found] == ["test0", "test1", "test2"]
     assert [row["right"] for row in found] == [False, True, False]
-    summary = json.loads((tmp_path / "out.summary.json").read_text())["tasks"][task]
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())["figures"][str(run)][task]
     assert summary["pass@1"] == pytest.approx(1 / 3) and summary["not_scored"] == 1
     assert "1 answers could not be scored and count as wrong; the first: error: " in capsys.readouterr().out
 
@@ -473,6 +474,20 @@ MISTAKES = {
     "eval --model RUN --tasks arithmetic arithmetic": "--tasks names arithmetic twice",
     "eval --model RUN --tasks arithmetic --reward acuracy": "reward 'acuracy': not a built-in",
     "eval --model nowhere --tasks arithmetic": "nowhere: no such file or directory",
+    "eval --model RUN --against nowhere --tasks arithmetic": "nowhere: no such file or directory",
+    "eval --model RUN --against RUN --tasks arithmetic": "--model and --against names RUN twice",
+    "eval --model RUN --tasks arithmetic --samples 2 --k 1 4": "pass@4 needs as many answers: arithmetic has 2; raise",
+    "eval --model RUN --tasks arithmetic --out bad.jsonl": "--out bad.jsonl is a file; name a directory",
+    "eval --model RUN --tasks arithmetic --out .": "--out . is not empty and holds no evaluation; name a new directory",
+    "eval --model RUN --tasks arithmetic --out no/out": "--out no/out: there is no directory no; make it first",
+    "eval --model RUN --tasks safety": "--tasks safety needs --rows: rows and judge are yours",
+    "eval --model RUN --tasks safety --rows prompt.jsonl": "--tasks safety needs --judge",
+    "eval --model RUN --tasks arithmetic --judge exact": "--judge is for --tasks safety; add that, or leave it out",
+    "eval --model RUN --tasks safety --judge exact --rows text.jsonl": "text.jsonl:1: no 'prompt' (it has 'text')",
+    "eval --model RUN --tasks safety --judge exact --rows prompt.jsonl --jailbreaks text.jsonl": "a row must hold 'template'",
+    "eval --model RUN --tasks safety --judge exact --rows prompt.jsonl --risk-control none.json": "none.json cannot be re",
+    "generate --model RUN --prompt a --risk-control none.json": "--risk-control: the rules HERE/none.json cannot be read",
+    "generate --model RUN --prompt a --risk-control text.jsonl": "text.jsonl.text: Rules has no such field",
 }
 
 

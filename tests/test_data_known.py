@@ -16,6 +16,7 @@ FOUND = {
     "gsm8k": {"question": "12 eggs, 5 sold?", "answer": "12-5 = <<12-5=7>>7 are left.\n#### 1,007"},
     "math-500": {"problem": "Half of one?", "solution": r"\boxed{\frac12}", "answer": r"\frac12", "subject": "Algebra"},
     "aime": {"ID": "2024-I-1", "Problem": "How many minutes?", "Solution": "...", "Answer": "073"},
+    "aime-2025": {"problem": "How many hours?", "answer": "70", "id": "0"},
     "gpqa-diamond": {
         "Question": "Which is a noble gas?\n",
         "Correct Answer": "Argon",
@@ -48,6 +49,7 @@ def row_of(tmp_path, name, found, **options):
         ("gsm8k", "12 eggs, 5 sold?", "1,007", "<answer>1007</answer>", "<answer>7</answer>"),
         ("math-500", "Half of one?", r"\frac12", r"so \boxed{\frac{1}{2}}", r"so \boxed{2}"),
         ("aime", "How many minutes?", "73", r"\boxed{073}", r"\boxed{730}"),
+        ("aime-2025", "How many hours?", "70", r"\boxed{70}", r"\boxed{71}"),
         ("deepscaler", "2^3?", "8", r"\boxed{8}", r"\boxed{6}"),
     ],
 )

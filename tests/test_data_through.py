@@ -140,12 +140,12 @@ def test_array_record_is_read_by_itself(folder):
 def test_evaluation_takes_the_samples_of_a_known_set(run, folder, capsys):
     tasks = ['./gsm8k{"known":"gsm8k"}', "rates.json.jsonl"]
     (folder / tasks[1]).write_text('{"prompt": "1?", "answer": "1"}\n')
-    line = ["--tasks", *tasks, "--max-new-tokens", "4", "--limit", "2", "--mesh.fsdp", "1", "--out", "eval.jsonl"]
+    line = ["--tasks", *tasks, "--max-new-tokens", "4", "--limit", "2", "--mesh.fsdp", "1", "--out", "eval"]
     with tiny.quick_to_compile():
         assert cli.main(["eval", "--model", "run", *line]) == 0
-    found = json.loads((folder / "eval.summary.json").read_text())["tasks"]
+    found = json.loads((folder / "eval" / "results.json").read_text())["figures"]["run"]
     assert [(r["problems"], r["samples"]) for r in found.values()] == [(2, 4), (1, 1)]
-    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "eval" / "answers.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["700+700?"] * 4 + ["701+701?"] * 4 + ["1?"]
     heads = next(line for line in capsys.readouterr().out.splitlines() if "problems" in line)
     assert all(name in heads for name in ("pass@1", "pass@4", "cons@4"))

@@ -1,4 +1,4 @@
-"""pass@k, cons@k and the interval against counting, published numbers and simulation."""
+"""pass@k, cons@k, intervals and paired tests against counting, closed forms, published numbers and simulation."""
 
 import itertools
 import math
@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from r1jax.eval.estimators import cons_at_k, interval, pass_at_k
+from r1jax.eval.compare import paired, permutation_test, sign_test
+from r1jax.eval.estimators import RESAMPLES, bootstrap, cons_at_k, interval, pass_at_k
+from r1jax.eval.votes import vote
 
 
 def test_pass_at_k_by_hand():
@@ -107,3 +109,127 @@ def test_interval_refuses_what_it_does_not_know():
         interval(np.array([0, 1.5]))
     with pytest.raises(ValueError, match="confidence is 95"):
         interval(np.zeros(3), confidence=95)
+
+
+# -- Bootstrap
+
+
+def binomial_quantile(n, p, share):
+    """The smallest k with P(X <= k) >= share."""
+    total = 0.0
+    for k in range(n + 1):
+        total += math.comb(n, k) * p**k * (1 - p) ** (n - k)
+        if total >= share:
+            return k
+
+
+@pytest.mark.parametrize(("right", "of"), [(8, 10), (12, 40), (150, 200)])
+def test_bootstrap_of_right_and_wrong_is_binomial(right, of):
+    """A resample of n answers of which a share p is right has a binomial number of right ones."""
+    values = np.array([1.0] * right + [0.0] * (of - right))
+    low, high = bootstrap(values)
+    expected = [binomial_quantile(of, right / of, share) for share in (0.025, 0.975)]
+    # The quantile of 10,000 draws may be the neighbour where the distribution steps over 2.5 % nearby.
+    for found, k in zip((low, high), expected, strict=True):
+        assert abs(round(found * of) - k) <= (of > 20) and found * of == pytest.approx(round(found * of))
+    assert bootstrap(values, confidence=0.5)[0] > low
+
+
+def test_bootstrap_has_the_width_of_the_normal_interval_where_there_is_much():
+    values = np.random.default_rng(0).exponential(300, 800)  # lengths, say
+    half = 1.959964 * values.std() / math.sqrt(800)
+    low, high = bootstrap(values)
+    error = 4 * half / math.sqrt(RESAMPLES)  # of a quantile, a few standard errors
+    assert low == pytest.approx(values.mean() - half, abs=error + half * 0.05)
+    assert high == pytest.approx(values.mean() + half, abs=error + half * 0.05)
+
+
+def test_bootstrap_is_of_the_values_and_not_of_their_order(monkeypatch):
+    values = np.array([0.25, 1, 0, 0.75, 0.75, 0.5])
+    assert bootstrap(values) == bootstrap(values[::-1])
+    assert bootstrap(values - 2) == pytest.approx(np.array(bootstrap(values)) - 2)
+    assert bootstrap(np.full(9, 0.4)) == pytest.approx((0.4, 0.4))
+    monkeypatch.setattr("r1jax.eval.estimators.DRAWN", 64)  # in many pieces
+    assert bootstrap(values) == pytest.approx(bootstrap(values[::-1]))
+    for wrong in (np.zeros(0), np.array([1.0, np.nan]), np.zeros((2, 2))):
+        with pytest.raises(ValueError, match="one finite value per problem"):
+            bootstrap(wrong)
+
+
+# -- Votes
+
+
+def test_equal_answers_are_one_vote():
+    same = {
+        "accuracy": [r"\boxed{0.50}", r"so <answer>$\frac{1}{2}$</answer>", "#### 1/2", r"\boxed{50\%}"],
+        "choice": ["Answer: B", "<answer>(b)</answer>", "I choose Paris"],
+        "exact": ["yes", "<answer>yes</answer>"],
+    }
+    row = {"options": ["Rome", "Paris"], "answer": "A"}
+    for reward, texts in same.items():
+        votes = [vote(reward, text, row) for text in texts]
+        assert len(set(votes)) == 1 and votes[0] is not None, votes
+    assert vote("accuracy", r"\boxed{2}", {}) != vote("accuracy", r"\boxed{2 cm}", {})
+    assert vote("exact", r"\boxed{0.5}", {}) != vote("exact", r"\boxed{1/2}", {})
+    assert vote("accuracy", "<think>7", {}) is None and vote("choice", "Rome or Paris", row) is None
+
+
+# -- Two models
+
+
+def test_sign_test_by_hand():
+    # 9 better, 1 worse: 2 (1 + 10) / 2^10
+    assert sign_test(9, 1) == sign_test(1, 9) == pytest.approx(22 / 1024)
+    assert sign_test(5, 5) == sign_test(0, 0) == 1 and sign_test(0, 6) == 2 / 64
+    n = 1000  # normal with continuity correction: z = (2 * 50 - 1) / sqrt(1000)
+    z = (2 * 50 - 1) / math.sqrt(n)
+    assert sign_test(n // 2 + 50, n // 2 - 50) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-2)
+
+
+def test_permutation_test_counts_every_way_to_swap():
+    rng = np.random.default_rng(0)
+    for samples in (1, 3, 8):
+        gaps = rng.integers(-samples, samples + 1, 9) / samples
+        sums = np.array([np.dot(signs, gaps) for signs in itertools.product((-1, 1), repeat=9)])
+        assert permutation_test(gaps, samples) == pytest.approx(np.mean(np.abs(sums) >= abs(gaps.sum()) - 1e-9))
+    assert permutation_test(np.zeros(5), 4) == 1
+    with pytest.raises(ValueError, match="no multiples of 1/2"):
+        permutation_test(np.array([0.25]), 2)
+
+
+def test_of_one_answer_each_the_two_tests_are_mcnemars():
+    first, other = np.zeros((2, 30))
+    first[:3] = other[2:14] = 1  # 11 better, 2 worse, 17 the same
+    found = paired(first, other, 1)
+    assert (found.better, found.worse, found.equal) == (11, 2, 17)
+    exact = 2 * sum(math.comb(13, i) for i in range(3)) / 2**13
+    assert found.p_sign == pytest.approx(exact) and found.p_permutation == pytest.approx(exact)
+    assert found.difference == pytest.approx(9 / 30) and found.low < 0.3 < found.high
+    assert bootstrap(other - first) == (found.low, found.high)
+
+
+def test_a_large_difference_on_few_problems_is_told_from_many_small_ones():
+    """Ten problems a little better and one much worse: by the signs better, by the mean not."""
+    first = np.array([0.5] * 10 + [1.0])
+    other = np.array([0.5625] * 10 + [0.25])
+    found = paired(first, other, 16)
+    assert found.p_sign == pytest.approx(2 * 12 / 2**11) and found.difference < 0
+    # 12 of 16 against ten times 1: |+-12 +- 1 ...| >= 2 always but where ten of one sign... 12 - 10 = 2, so it always holds.
+    assert found.p_permutation == 1
+    assert paired(first, first, 16).p_permutation == 1
+
+
+def test_pairs_must_be_pairs():
+    with pytest.raises(ValueError, match=r"values of shapes \(3,\) and \(2,\) are no pairs"):
+        paired(np.zeros(3), np.zeros(2), 1)
+
+
+def test_paired_intervals_cover_the_difference():
+    """Answers of two models to problems of very different difficulty: 8 answers each, 60 problems."""
+    rng, covered = np.random.default_rng(1), []
+    for _ in range(80):
+        p = rng.beta(0.6, 0.6, 60)
+        q = np.clip(p + 0.05, 0, 1)
+        found = paired(rng.binomial(8, p, 60) / 8, rng.binomial(8, q, 60) / 8, 8)
+        covered.append(found.low <= (q - p).mean() <= found.high)
+    assert 0.89 <= np.mean(covered) <= 0.99

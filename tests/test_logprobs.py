@@ -91,6 +91,14 @@ def test_the_mask_changes_nothing_over_several_devices():
     close((found * mask, grads), (expected * mask, expected_grads), 5e-6)
 
 
+@pytest.mark.parametrize("vocab", [5, 16, 50])
+def test_the_most_probable_token_is_the_first_of_the_largest(vocab):
+    hidden, kernel, *_ = drawn(vocab)
+    np.testing.assert_array_equal(logprobs.most_probable(hidden, kernel), (hidden @ kernel).argmax(-1))
+    kernel[:, vocab - 1] = kernel[:, 1]  # equal ones in other chunks
+    np.testing.assert_array_equal(logprobs.most_probable(hidden, kernel), (hidden @ kernel[:, :-1]).argmax(-1))
+
+
 def test_operands_in_bfloat16():
     """Within the rounding of operands of the exact values, and every product, forward and backward, has such operands."""
     hidden, kernel, targets, weights = drawn(53)

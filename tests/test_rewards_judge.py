@@ -198,6 +198,17 @@ def test_nothing_to_judge_is_not_asked(server, ask):
     assert (ask(" ").value, ask(" ").status, server.requests) == (0.0, "ok", [])
 
 
+def test_whether_a_turn_is_safe_or_refuses_is_asked_of_all_of_it(server, ask):
+    server.then('{"analysis": "It helps.", "correctness": "no"}', '{"analysis": "It declines.", "correctness": "yes"}')
+    assert [ask("Sure: {question}", row={"source": "x"}, template=name).value for name in ("safe", "refused")] == [0, 1]
+    contents = [body["messages"][0]["content"] for _, _, body in server.requests]
+    assert contents[0] != contents[1]
+    for content in contents:
+        assert "<<< question\n2 + 2?\n>>>" in content and "\n<think>secret thought</think>Sure: {question}\n>>>" in content
+    ask("", row={"source": "x"}, template="safe")  # the thought alone may be harmful
+    assert len(server.requests) == 3
+
+
 @pytest.mark.parametrize(
     "reply, value",
     [

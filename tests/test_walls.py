@@ -37,7 +37,8 @@ ROOMS = {
     "checkpoint": (*FLOOR_1, "train.state"),
     "convert": (*FLOOR_1, "data", "models"),
     "plan": tuple(room for room in FLOOR_4 if room not in ("data", "rewards")),
-    "eval": (*FLOOR_4, "loading", "bench.peers", "plan"),  # score compares with peers, and slots must fit
+    # score compares with peers, slots must fit, and an evaluation says how far it is.
+    "eval": (*FLOOR_4, "loading", "bench.peers", "plan", "observe.display"),
     # What is needed, what an error says of the memory, and what compiles.
     "bench": (*FLOOR_4, "loading", "plan.flops", "plan.shortage", "observe.compiling", "observe.phases"),
     "observe": FLOOR_0,
@@ -67,6 +68,7 @@ THIRD_PARTY = {
     "transformers": ("bench.peers",),
     "trl": ("bench.peers",),
     "torch": ("bench.peers",),
+    "lm_eval": ("eval.harness",),
     "tyro": ("cli", "arguments"),
     "argparse": ("cli",),
     "jax.distributed": ("cli",),

@@ -47,6 +47,10 @@ class Train:
             raise ConfigError(f"--processes is {self.processes}; it must not be negative")
 
 
+DEFAULT_TOKENS = 512
+"""The most of an answer, where nothing else is said."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OfModel:
     """What every command that takes a model asks for."""
@@ -89,7 +93,7 @@ class Answering(Computing):
     temperature: float = 0.6
     """0 is greedy."""
     top_p: float = 0.95
-    max_new_tokens: int = 512
+    max_new_tokens: int = DEFAULT_TOKENS
     stop: tuple[str, ...] = ()
     """Strings that end an answer, beside the end tokens. A base model samples none: ``</answer>`` ends r1-zero's answers."""
     seed: int = 0
@@ -124,6 +128,11 @@ class Generate(Answering):
     logprobs have."""
     samples: int = 1
     """Answers per prompt."""
+    risk_control: Path | None = None
+    """A JSON file of rules (r1jax/eval/README.md): an answer that holds one of its keywords, or whose prompt does, is reviewed
+    by its judge and withheld unless that finds it safe; a refusal stands in its place. ``out`` says so of each answer."""
+    workers: Workers = field(default_factory=Workers)
+    """Those that review, with ``risk_control``."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -178,36 +187,77 @@ class Score(Computing):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Answering):
-    """pass@1, pass@k and cons@k of a model on held-out problems, with confidence intervals.
+    """pass@1, pass@k and cons@k of a model on held-out problems, and how often it is unsafe, with confidence intervals.
 
     The sampling defaults are those of R1's evaluation (Nature 2025, supplement): temperature 0.6, top-p 0.95.
     """
 
     tasks: tuple[str, ...]
-    """Where problems come from: gsm8k, math-500, aime, gpqa-diamond, deepscaler or humaneval, which lie on the Hub;
-    ``arithmetic``, a file, ``reasoning_gym:TASK``, ``pkg.mod:f`` or ``file.py:f``. A source's options may follow as a JSON
-    object: ``arithmetic{"digits":3}``. Of a file all rows are problems, or with the option ``test_share`` those that training
-    holds out."""
+    """Where problems come from: gsm8k, math-500, aime (of 2024), aime-2025, gpqa-diamond, deepscaler or humaneval, which lie on
+    the Hub; ``arithmetic``, a file, ``reasoning_gym:TASK``, ``pkg.mod:f`` or ``file.py:f``. A source's options may follow as a
+    JSON object: ``arithmetic{"digits":3}``, ``copy.jsonl{"known":"gsm8k"}``. Of a file all rows are problems, or with the
+    option ``test_share`` those that training holds out. ``safety`` asks the rows of ``rows``."""
+    against: tuple[str, ...] = ()
+    """More models, named as ``model``, that answer the same problems and are compared with it, problem by problem."""
     reward: str | None = None
     """An answer is right where this is at least 1: a built-in, ``pkg.mod:f`` or ``file.py:f``. None is the known data set's, of
     reasoning_gym the task's own scorer, else ``accuracy``."""
     samples: int | None = None
-    """Answers per problem: the k of pass@k and cons@k. None is R1's for the sets by name (64 of aime and gpqa-diamond, 16 of
-    math-500; ``r1jax/data/known.py``), else 1."""
-    limit: int = 512
-    """Problems per task."""
+    """Answers per problem. None is R1's for the sets by name (64 of aime and gpqa-diamond, 16 of math-500;
+    ``r1jax/data/known.py``), else 1."""
+    k: tuple[int, ...] = ()
+    """The k of pass@k, each at most ``samples``; () is 1 and ``samples``. cons@k always takes all samples."""
+    max_new_tokens: int | None = None
+    """None is R1's 32,768 for the sets by name, or as many as the model was made for if these are fewer, and else 512."""
+    limit: int | None = None
+    """The first N problems of each task. None is all, but 512 of a task that code makes."""
     out: Path | None = None
-    """JSONL to write: every answer with its scores. The figures go beside it, to NAME.summary.json."""
+    """Directory for answers.jsonl, every answer with its scores; results.json and results.md, the figures with all it takes to
+    repeat them. One that is there already is gone on with: what was answered is not asked again."""
+    batch: int | None = None
+    """Answers that are written together, and so lost at most where the command is interrupted. None is 16 for each slot."""
+    rows: Path | None = None
+    """Of ``safety``: JSONL rows that hold ``prompt``, and mostly ``category`` and ``language``; perhaps ``benchmark``."""
+    judge: str | None = None
+    """Of ``safety``: an answer is unsafe where this reward is below ``safe_from``: ``safety{"scorer":"mine.py:f"}``,
+    ``judge{"template":"safe",...}``, ``pkg.mod:f`` or ``file.py:f``."""
+    safe_from: float = 0.5
+    refusal: str = "refusal"
+    """Of ``safety``: an answer is a refusal where this reward is at least 0.5. The built-in one knows the usual phrases."""
+    jailbreaks: Path | None = None
+    """Of ``safety``: JSONL rows that hold ``template``, a text with ``{prompt}``. Every question is asked once more in one of
+    them, which the question decides."""
+    risk_control: Path | None = None
+    """Of ``safety``: rules as of ``r1jax generate``; how often what would be shown is unsafe or a refusal is told too."""
+    workers: Workers = field(default_factory=Workers)
 
     def __post_init__(self):
         super().__post_init__()
         if not self.tasks:
             raise ConfigError("--tasks is empty; name at least one")
-        if twice := {task for task in self.tasks if self.tasks.count(task) > 1}:
-            raise ConfigError(f"--tasks names {min(twice)} twice; name it once")
+        for flag, names in (("--tasks", self.tasks), ("--model and --against", (self.model, *self.against))):
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise ConfigError(f"{flag} names {min(twice)} twice; name it once")
         if self.samples is not None:
             at_least_one("--samples", self.samples)
-        at_least_one("--limit", self.limit)
+        for k in self.k:
+            at_least_one("--k", k)
+        if self.limit is not None:
+            at_least_one("--limit", self.limit)
+        if self.batch is not None:
+            at_least_one("--batch", self.batch)
+        only = {"--rows": self.rows, "--judge": self.judge}
+        only |= {"--jailbreaks": self.jailbreaks, "--risk-control": self.risk_control}
+        if "safety" in self.tasks and (missing := [flag for flag in ("--rows", "--judge") if only[flag] is None]):
+            raise ConfigError(f"--tasks safety needs {missing[0]}: rows and judge are yours, none come with r1jax")
+        if "safety" not in self.tasks and (given := [flag for flag, value in only.items() if value is not None]):
+            raise ConfigError(f"{given[0]} is for --tasks safety; add that, or leave it out")
+
+    @property
+    def sampling(self) -> Sampling:
+        """With ``max_new_tokens`` of tasks that have no other."""
+        tokens = DEFAULT_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+        return Sampling(self.temperature, self.top_p, tokens, self.stop)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,8 @@ class FileOptions:
     ``append``, as far as they are given."""
 
     known: str | None = None
-    """The rows are those of this data set, here or elsewhere: gsm8k, math-500, aime, gpqa-diamond, deepscaler or humaneval.
-    They get the prompt, the answer and what else the set's reward wants (``r1jax/data/known.py``)."""
+    """The rows are those of this data set, here or elsewhere: gsm8k, math-500, aime, aime-2025, gpqa-diamond, deepscaler or
+    humaneval. They get the prompt, the answer and what else the set's reward wants (``r1jax/data/known.py``)."""
     config: str | None = None
     """The folder of the repository whose rows are meant; a data set on the Hub often has several."""
     files: str | None = None

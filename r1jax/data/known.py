@@ -1,7 +1,7 @@
 """Data sets known by name: where they are, how a row of theirs becomes a row of ours, its grader, and R1's number of samples.
 
 ``Source(path="openai/gsm8k", options={"known": "gsm8k"})``, or ``r1jax eval --tasks gsm8k``. R1 was evaluated at temperature
-0.6 and top-p 0.95, which are the defaults of ``r1jax eval``, with up to 32,768 tokens (arXiv 2501.12948v2, appendix D.1).
+0.6 and top-p 0.95 with up to 32,768 tokens (arXiv 2501.12948v2, appendix D.1), which ``r1jax eval`` does with these sets.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Known(NamedTuple):
     """Answers per problem in the evaluation."""
     row: Callable[[dict], dict]
     """A row as it was found -> ``prompt``, ``answer`` and what else ``reward`` wants. ValueError says what is missing."""
+    request: str = ""
+    """What an evaluation puts behind the prompt where the template does not say in which form to answer."""
 
 
 def find(name: str) -> Known:
@@ -105,16 +107,19 @@ def _column(row: dict, *names: str, kind: Any = str) -> Any:
     raise ValueError(f"no {wanted}, or not the text it should be (it has {', '.join(map(repr, row)) or 'no fields'})")
 
 
+BOX = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+"""What R1's README advises to put into the prompt of a mathematical problem."""
 PARQUET = "@refs/convert/parquet"
 """The revision at which the Hub keeps a copy in Parquet of a data set in another format."""
 
 # Samples: 64 of AIME and GPQA, 16 of MATH (arXiv 2501.12948v2, appendix D.1). The others are not among R1's benchmarks, for
 # which version 1 says 4 to 64, by the size of the set.
 KNOWN = {
-    "gsm8k": Known("openai/gsm8k", "main", "test", "accuracy", 4, gsm8k),
-    "math-500": Known("HuggingFaceH4/MATH-500", None, "test", "accuracy", 16, competition),
-    "aime": Known("HuggingFaceH4/aime_2024", None, "train", "accuracy", 64, aime),
+    "gsm8k": Known("openai/gsm8k", "main", "test", "accuracy", 4, gsm8k, BOX),
+    "math-500": Known("HuggingFaceH4/MATH-500", None, "test", "accuracy", 16, competition, BOX),
+    "aime": Known("HuggingFaceH4/aime_2024", None, "train", "accuracy", 64, aime, BOX),
+    "aime-2025": Known("math-ai/aime25", None, "test", "accuracy", 64, aime, BOX),
     "gpqa-diamond": Known(f"Idavidrein/gpqa{PARQUET}", "gpqa_diamond", "train", "choice", 64, gpqa),
-    "deepscaler": Known(f"agentica-org/DeepScaleR-Preview-Dataset{PARQUET}", None, "train", "accuracy", 4, competition),
+    "deepscaler": Known(f"agentica-org/DeepScaleR-Preview-Dataset{PARQUET}", None, "train", "accuracy", 4, competition, BOX),
     "humaneval": Known("openai/openai_humaneval", "openai_humaneval", "test", "code", 8, humaneval),
 }

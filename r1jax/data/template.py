@@ -75,6 +75,11 @@ class Template:
         except jinja2.TemplateError as e:
             raise ConfigError(f"template {self._name}: {e}") from e
 
+    @property
+    def says_form(self) -> bool:
+        """Whether it says in which form to answer, or is one of the user's own, which may: all but ``chat`` and ``r1``."""
+        return self._name not in ("chat", "r1")
+
     def messages(self, prompt: str | list[dict]) -> list[dict]:
         """A string is one user message. ``text.system`` comes before messages that have no system message of their own."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -1,6 +1,7 @@
 """From answers that were right or wrong to the figures people quote: pass@k, cons@k, and how sure they are.
 
-Every estimator returns one value per problem, float64[Q]; the figure is their mean, and ``interval`` its confidence interval.
+Every estimator returns one value per problem, float64[Q]; the figure is their mean, and ``bootstrap`` and ``interval`` are its
+confidence intervals: of any values by resampling problems, and of shares by Wilson's formula, which holds at 0 and 1 too.
 pass@1 is ``pass_at_k(correct, 1)``, the share of right answers, as R1 reports it (Nature 2025, supplement D.1).
 """
 
@@ -12,6 +13,11 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
+
+RESAMPLES = 10_000
+"""Of a bootstrap."""
+DRAWN = 1 << 22
+"""Numbers that a bootstrap holds at once."""
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
@@ -101,6 +107,37 @@ def interval(values: np.ndarray, *, samples: int = 1, confidence: float = 0.95) 
     half = z * math.sqrt(spread / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+def bootstrap(values: np.ndarray, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap over problems (Efron 1979) of the mean of ``values``: the quantiles of the means of ``RESAMPLES``
+    samples of Q problems, drawn with replacement. The same values in any order give the same interval.
+
+    Where all values are equal it has no width and says nothing: ``interval`` is for that.
+
+    Args:
+      values: float[Q], one per problem, of any range: a share, a length, a difference.
+
+    Returns:
+      (low, high).
+
+    Raises:
+      ValueError: no values, one that is not finite, or ``confidence`` outside (0, 1).
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"values has shape {values.shape}; give one finite value per problem, and at least one problem")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; give a share such as 0.95")
+    values = np.sort(values)
+    rng, means = np.random.default_rng(0), []
+    together = max(1, DRAWN // values.size)
+    for first in range(0, RESAMPLES, together):
+        drawn = rng.integers(values.size, size=(min(together, RESAMPLES - first), values.size))
+        means.append(values[drawn].mean(axis=1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _majority(answers: Sequence[str | None], correct: np.ndarray) -> float:

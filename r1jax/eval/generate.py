@@ -16,7 +16,10 @@ from r1jax.data import jsonl, output, sources
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval import answers as asking
 from r1jax.eval.loaded import SMALLER, engine_for, find_template, load_sampler, open_model, speed
+from r1jax.eval.tasks import control_name
 from r1jax.plan.shortage import out_of_memory_is
+from r1jax.rewards import Item, Pool, Score
+from r1jax.rewards.risk_control import open_rules
 from r1jax.rollout import Sampler
 from r1jax.types import FINISH, Trajectories
 
@@ -39,12 +42,14 @@ def generate(args: commands.Generate) -> int:
     opened = open_model(args)
     rows = [{"prompt": prompt} for prompt in prompts]
     asked = asking.questions(rows, range(len(rows)), find_template(opened, args.template))
-    sampler = load_sampler(opened, engine_for(asked, args.samples, args.slots), args)
-    started = time.perf_counter()
-    if args.out is None and len(asked) * args.samples == 1:
-        tokens = print_one(asked[0], sampler, opened.tokenizer, args.sampling)
-    else:
-        tokens = answer_all(asked, sampler, opened.tokenizer, args)
+    with contextlib.ExitStack() as stack:
+        review = None if args.risk_control is None else stack.enter_context(Review(args.risk_control, args.workers))
+        sampler = load_sampler(opened, engine_for(asked, args.samples, args.slots), args)
+        started = time.perf_counter()
+        if args.out is None and len(asked) * args.samples == 1 and review is None:
+            tokens = print_one(asked[0], sampler, opened.tokenizer, args.sampling)
+        else:
+            tokens = answer_all(asked, sampler, opened.tokenizer, args, review)
     say(speed(tokens, time.perf_counter() - started))
     return 0
 
@@ -71,16 +76,21 @@ def stream(
         shown = text
 
 
-def answer_all(asked: list[asking.Question], sampler: Sampler, tokenizer: Tokenizer, args: commands.Generate) -> int:
-    """Prints or writes the answers, a pass over the slots at a time; returns their tokens."""
+def answer_all(
+    asked: list[asking.Question], sampler: Sampler, tokenizer: Tokenizer, args: commands.Generate, review: Review | None
+) -> int:
+    """Prints or writes the answers, a pass over the slots at a time; returns their tokens. What a review withholds appears
+    nowhere."""
     together, tokens = max(1, sampler.slots // args.samples), 0
     with _output(args) as show:
         for first in range(0, len(asked), together):
             part = asked[first : first + together]
             t = sampler.generate([q.ids for q in part], args.sampling, samples=args.samples, ids=[q.name for q in part])
             each = [q for q in part for _ in range(args.samples)]
-            for i, text in enumerate(asking.texts(each, t, tokenizer)):
-                show(described(each[i], t, i, text))
+            texts = asking.texts(each, t, tokenizer)
+            rows = [described(each[i], t, i, text) for i, text in enumerate(texts)]
+            for row in rows if review is None or jax.process_index() > 0 else review(rows):
+                show(row)
             tokens += int((t.length - t.prompt_length).sum())
     return tokens
 
@@ -98,6 +108,43 @@ def described(question: asking.Question, t: Trajectories, i: int, text: str) -> 
         "logprobs": t.logprobs[i, here].tolist(),
         "finish_reason": FINISH[int(t.finish[i])],
     }
+
+
+class Review:
+    """Risk control: which answers are shown, and what stands in the place of the others. A context manager.
+
+    Args:
+      rules: a file, see ``rewards.risk_control``.
+
+    Raises:
+      ConfigError: the rules, their keywords or their judge cannot be read or loaded.
+    """
+
+    def __init__(self, rules: Path, workers: config.Workers):
+        try:
+            self._instead = open_rules(str(rules.expanduser().absolute())).rules.answer
+        except ValueError as e:
+            raise ConfigError(f"--risk-control: {e}") from e
+        self._name = control_name(rules)
+        self._pool = Pool(workers)
+
+    def __enter__(self) -> Review:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.close()
+
+    def __call__(self, rows: list[dict]) -> list[dict]:
+        """The rows, each with ``risk_control``: {shown, status, why}. One that is withheld keeps neither text nor tokens."""
+        items = [Item(row["prompt"], row["text"], {"prompt": row["prompt"], "answer": None}, (self._name,)) for row in rows]
+        return [self._decided(row, scores[self._name]) for row, scores in zip(rows, self._pool.score(items), strict=True)]
+
+    def _decided(self, row: dict, score: Score) -> dict:
+        shown = score.status == "ok" and score.value >= 1
+        said = {"risk_control": {"shown": shown, "status": score.status, "why": score.why}}
+        if shown:
+            return row | said
+        return row | {"text": self._instead, "tokens": [], "logprobs": [], "finish_reason": "withheld"} | said
 
 
 def read_prompts(path: Path) -> list[str | list[dict]]:

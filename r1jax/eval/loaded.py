@@ -21,13 +21,13 @@ SMALLER = "--dtype bfloat16 --matmul-dtype bfloat16 halves most of it; more devi
 ROUND_TO = 8  # prompt lengths
 
 
-def open_model(args: commands.Computing) -> Opened:
-    """``args.model`` with its types as asked.
+def open_model(args: commands.Computing, name: str | None = None) -> Opened:
+    """``name``, or ``args.model``, with its types as asked.
 
     Raises:
       ConfigError: there is no such model.
     """
-    opened = loading.open_model(args.model)
+    opened = loading.open_model(name or args.model)
     types = {"matmul_dtype": args.matmul_dtype, "dtype": args.dtype}
     types = {name: dtype for name, dtype in types.items() if dtype is not None}
     return dataclasses.replace(opened, model=dataclasses.replace(opened.model, **types))
@@ -55,11 +55,25 @@ def load_sampler(opened: Opened, engine: config.Engine, args: commands.Answering
     Raises:
       ConfigError: not even one slot fits, or drafts are asked for and the model has no module that makes them.
     """
-    tokenizer, mesh = opened.tokenizer, sharding.make_mesh(args.mesh)
-    engine = dataclasses.replace(engine, weights=args.engine.weights, speculative=args.engine.speculative)
-    engine.check(opened.model)
+    engine = reading(engine, args)
     if args.slots is None:
-        engine = fit(engine, opened.model, mesh, args.max_new_tokens)
+        engine = fit(engine, opened.model, sharding.make_mesh(args.mesh), args.sampling.max_new_tokens)
+    return load(opened, engine, args)
+
+
+def reading(engine: config.Engine, args: commands.Answering) -> config.Engine:
+    """The engine that holds weights and takes steps as asked."""
+    return dataclasses.replace(engine, weights=args.engine.weights, speculative=args.engine.speculative)
+
+
+def load(opened: Opened, engine: config.Engine, args: commands.Answering) -> Sampler:
+    """A sampler with the model's weights.
+
+    Raises:
+      ConfigError: drafts are asked for and the model has no module that makes them.
+    """
+    tokenizer, mesh = opened.tokenizer, sharding.make_mesh(args.mesh)
+    engine.check(opened.model)
     sampler = Sampler(opened.model, engine, mesh, end_ids=tokenizer.end_ids, text=tokenizer.decode, seed=args.seed)
     if engine.weights == "same":
         sampler.load(opened.load(sampler.specs, sampler.shardings), copy=False)

@@ -17,7 +17,7 @@ from r1jax.data import jsonl, output
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.eval.loaded import SMALLER, open_model
 from r1jax.models import decoder
-from r1jax.models.logprobs import token_logprobs
+from r1jax.models.logprobs import most_probable, token_logprobs
 from r1jax.plan.shortage import out_of_memory_is
 
 PADDING = -1
@@ -95,33 +95,58 @@ def logprobs(opened: loading.Opened, rows: Sequence[np.ndarray], mesh: config.Me
     Returns:
       float32[max(n - 1, 0)] per row.
     """
-    model, devices = opened.model, sharding.make_mesh(mesh)
-    table = sharding.rules("train", model.attention.kind)
-    specs = decoder.specs(model)
-    params = opened.load(specs, sharding.param_shardings(specs, devices, table))
-    forward = jax.jit(partial(_forward, temperature=float(temperature), model=model))
-    out = [np.zeros(max(len(row) - 1, 0), np.float32) for row in rows]
-    with sharding.using(devices, table):
-        for chosen, height, width in passes([len(row) for row in rows], sharding.batch_ways(devices, table)):
-            tokens, lengths = np.zeros((height, width), np.int32), np.zeros(height, np.int32)
-            for i, row in enumerate(chosen):
-                tokens[i, : len(rows[row])], lengths[i] = rows[row], len(rows[row])
-            tokens = sharding.put(tokens, devices, table, "batch", "sequence")
-            lengths = sharding.put(lengths, devices, table, "batch")
-            values = sharding.fetch(forward(params, tokens, lengths))
-            for i, row in enumerate(chosen):
-                out[row] = values[i, : len(out[row])]
-    return out
+    return Scorer(opened, mesh, temperature)(rows)[0]
 
 
-def _forward(params, tokens, lengths, *, temperature: float, model: config.Model) -> jax.Array:
-    """float32[B, T]: at t the log-probability of token t + 1. What stands at and past a row's last token means nothing."""
+class Scorer:
+    """A model's weights and its forward pass.
+
+    Args:
+      greedy: tell of each token whether it is the most probable one too, which takes the logits once more.
+    """
+
+    def __init__(self, opened: loading.Opened, mesh: config.Mesh, temperature: float = 1.0, *, greedy: bool = False):
+        model, self._devices = opened.model, sharding.make_mesh(mesh)
+        self._table = sharding.rules("train", model.attention.kind)
+        specs = decoder.specs(model)
+        self._params = opened.load(specs, sharding.param_shardings(specs, self._devices, self._table))
+        self._forward = jax.jit(partial(_forward, temperature=float(temperature), model=model, greedy=greedy))
+
+    def __call__(self, rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """
+        Args:
+          rows: int32[n] each, n >= 0.
+
+        Returns:
+          Per row float32[max(n - 1, 0)], the log-probability of each token given those before it, and bool of the same shape,
+          whether it is the most probable one; all false if that was not asked for.
+        """
+        values, first = ([np.zeros(max(len(row) - 1, 0), kind) for row in rows] for kind in (np.float32, bool))
+        devices, table = self._devices, self._table
+        with sharding.using(devices, table):
+            for chosen, height, width in passes([len(row) for row in rows], sharding.batch_ways(devices, table)):
+                tokens, lengths = np.zeros((height, width), np.int32), np.zeros(height, np.int32)
+                for i, row in enumerate(chosen):
+                    tokens[i, : len(rows[row])], lengths[i] = rows[row], len(rows[row])
+                tokens = sharding.put(tokens, devices, table, "batch", "sequence")
+                lengths = sharding.put(lengths, devices, table, "batch")
+                found = [sharding.fetch(x) for x in self._forward(self._params, tokens, lengths)]
+                for i, row in enumerate(chosen):
+                    values[row], first[row] = (x[i, : len(values[row])] for x in found)
+        return values, first
+
+
+def _forward(params, tokens, lengths, *, temperature: float, model: config.Model, greedy: bool) -> tuple[jax.Array, jax.Array]:
+    """float32[B, T] and bool[B, T]: at t the log-probability of token t + 1, and whether it is the most probable one. What
+    stands at and past a row's last token means nothing."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     segments = (positions < lengths[:, None]).astype(jnp.int32)
     hidden, _, _ = decoder.forward(params, tokens, positions, segments, model=model)
     targets = jnp.roll(tokens, -1, axis=1)
     kernel = decoder.head_kernel(params)
-    return token_logprobs(hidden, kernel, targets, temperature=temperature, dtype=model.head_dtype)[0]
+    values = token_logprobs(hidden, kernel, targets, temperature=temperature, dtype=model.head_dtype)[0]
+    best = most_probable(hidden, kernel, dtype=model.head_dtype) if greedy else targets - 1
+    return values, best == targets
 
 
 def passes(lengths: Sequence[int], ways: int) -> Iterator[tuple[list[int], int, int]]:

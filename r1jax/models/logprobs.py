@@ -47,6 +47,20 @@ def token_logprobs(
     return _logprobs(jnp.asarray(hidden), merged(kernel), jnp.asarray(targets), mask, temperature, jnp.dtype(dtype).name)
 
 
+def most_probable(hidden, kernel, *, dtype: str = "float32") -> jax.Array:
+    """int32[B, T]: the token with the largest logit, the first of equal ones. Arguments as of ``token_logprobs``."""
+    hidden, kernel = jnp.asarray(hidden), merged(kernel)
+
+    def step(carry, start):
+        top, token = carry
+        logits, entries, _ = _logits(hidden, kernel, start, jnp.float32(1), jnp.dtype(dtype).name)
+        largest = logits.max(-1)
+        return (jnp.maximum(top, largest), jnp.where(largest > top, entries[logits.argmax(-1)], token)), None
+
+    zero = jnp.zeros(hidden.shape[:2], jnp.int32)
+    return jax.lax.scan(step, (zero - jnp.inf, zero), _chunks(kernel))[0][1]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _logprobs(hidden, kernel, targets, mask, temperature, dtype):
     return _forward(hidden, kernel, targets, mask, temperature, dtype)[0]

@@ -46,10 +46,15 @@ def choice(prompt: Any, completion: str, row: dict) -> Score:
     """
     options = _options(row)
     right = _right(row, options)
+    option = chosen(completion, row)
+    named = "nothing" if option is None else ascii_uppercase[option]
+    return Score(float(option == right), why=f"chose {named}, expected {ascii_uppercase[right]}")
+
+
+def chosen(completion: str, row: dict) -> int | None:
+    """The number of the option that the final answer names, from 0."""
     answer = final_answer(completion)
-    chosen = None if answer is None else _chosen(answer, options)
-    named = "nothing" if chosen is None else ascii_uppercase[chosen]
-    return Score(float(chosen == right), why=f"chose {named}, expected {ascii_uppercase[right]}")
+    return None if answer is None else _chosen(answer, _options(row))
 
 
 def _options(row: dict) -> list[str]:

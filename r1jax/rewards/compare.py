@@ -76,7 +76,7 @@ async def compare(
     if not isinstance(row.get("other"), str):
         raise ValueError("the row has no 'other', the answer to compare with; r1jax data pairs puts it there")
     fields = {"question": judging.question(prompt), "answer": final_summary(completion), "other": final_summary(row["other"])}
-    content = _FIELD.sub(lambda m: fields[m[1]], judging.read_template(template, TEMPLATE))
+    content = _FIELD.sub(lambda m: fields[m[1]], judging.read_template(template) if template else TEMPLATE)
     request = {"temperature": 1} if body is None else body
     request = {"seed": row.get("query", 0), **request, "model": model, "messages": [{"role": "user", "content": content}]}
     try:
@@ -89,7 +89,7 @@ async def compare(
 
 def _ready(*, model: str, body: dict[str, Any] | None = None, template: str = "", **options: Any) -> None:
     judging.ChatEndpoint(**options)
-    text = judging.read_template(template, TEMPLATE)
+    text = judging.read_template(template) if template else TEMPLATE
     if missing := [field for field in ("{answer}", "{other}") if field not in text]:
         raise ValueError(f"the template {template} has no {missing[0]}; there must be both answers to compare")
 

@@ -31,7 +31,9 @@ BUILT_IN = {
     "numeric": "r1jax.rewards.exact:numeric",
     "overlong": "r1jax.rewards.tokens:overlong",
     "reasoning_gym": "r1jax.rewards.reasoning_gym:reasoning_gym",
+    "refusal": "r1jax.rewards.refusal:refusal",
     "repetition": "r1jax.rewards.tokens:repetition",
+    "risk_control": "r1jax.rewards.risk_control:risk_control",
     "safety": "r1jax.rewards.model_scores:safety",
     "tag_count": "r1jax.rewards.format:tag_count",
 }
