@@ -1,6 +1,7 @@
 """The decoder: one function, however it is called."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -17,7 +18,7 @@ from r1jax.models import cache as caches
 from r1jax.models import decoder, logprobs
 from r1jax.nn import chunked_attention, mla, rope
 from r1jax.nn.attention import Packed
-from r1jax.nn.matmul import project
+from r1jax.nn.matmul import FEW, Turned, project
 from r1jax.plan import activations
 from r1jax.train import objectives
 from r1jax.types import PackedBatch
@@ -72,7 +73,9 @@ def test_several_tokens_at_once_see_the_cache_and_each_other(params, model):
 
 
 @MODELS
-def test_a_slot_that_begins_anew_holds_its_question_and_nothing_else(model):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # row by row, and all at once
+def test_a_slot_that_begins_anew_holds_its_question_and_nothing_else(model, platform, monkeypatch):
+    monkeypatch.setattr(caches, "platform", lambda: platform)
     rng = np.random.default_rng(0)
     fresh = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), caches.create(model, 2, 6))
     old = caches.grow(caches.create(model, 3, 4), caches.create(model, 3, 5))
@@ -212,6 +215,26 @@ def test_a_product_and_its_gradients(contract, tail):
     for got, want in zip(rounded[1], expected[1], strict=True):
         assert got.dtype == jnp.float32  # of the parameter, not of the operand
         assert 1e-5 < np.linalg.norm(got - want) / np.linalg.norm(want) < 2**-7
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, FEW, FEW + 1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_turned_kernel_gives_what_the_plain_one_does(rows, dtype):
+    rng = np.random.default_rng(rows)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 1, 3, 20), (3, 20, 4, 9)))
+    turned = Turned(jnp.asarray(np.moveaxis(w, (0, 1), (2, 3))).astype(dtype))
+    exact = np.tensordot(*(np.asarray(jnp.asarray(a).astype(dtype), np.float64) for a in (x, w)), 2)
+    found = jit(partial(project, dtype=dtype, contract=2))(x, turned)
+    assert found.shape == (rows, 1, 4, 9) and found.dtype == jnp.float32
+    close(found, exact)
+
+
+def test_few_rows_are_packed_and_not_the_kernel():
+    """On a CPU, where the compiler would swap the operands of a product to have its result as it is asked for."""
+    rows, kernel = jnp.ones((32, 96)), Turned(jnp.ones((160, 96), jnp.bfloat16))
+    program = jit(partial(project, dtype="bfloat16")).lower(rows, kernel).compile().as_text()
+    (product,) = re.findall(r"= f32\[(\d+,\d+)\]\S* dot\(", program)
+    assert product == "160,32"
 
 
 def test_bfloat16_products_sum_in_float32_and_multiply_in_bfloat16_in_both_directions():

@@ -47,7 +47,7 @@ class Engine:
     going. Empty is what is needed at the most, its half, and so on down to 256."""
     chunk: int = 32
     """Decode steps between two looks of the host, which takes out answers that have ended, refills their slots and looks for
-    stop strings. While answers wait the loop returns earlier, once an eighth of the slots have ended."""
+    stop strings. While answers wait the loop returns earlier, once an eighth of the slots have ended, on a CPU a quarter."""
     weights: Literal["same", "int8", "fp8"] = "same"
     """How the sampler holds the layers' kernels, which it reads once per token; ``same`` is the type of the products. int8 has
     a factor per output, fp8 (E4M3) one per 128 x 128 as V3's released weights; embedding, output head, router and norms stay.

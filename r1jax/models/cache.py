@@ -8,13 +8,14 @@ lies; a place is always written before a query can see it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from r1jax import config
 from r1jax.nn import gqa, mla
-from r1jax.sharding import constrain, platform
+from r1jax.sharding import constrain, one_device, platform
 
 Layer = tuple[tuple[jax.Array, ...], ...]
 Cache = tuple[Layer, ...]
@@ -70,22 +71,41 @@ def place(cache: Cache, fresh: Cache, model: config.Model, owner: jax.Array, tak
       fresh: a cache of one block, of any length.
     """
     axes = _room(model).TIME
+    in_place = platform() == "cpu" and one_device()
 
-    def blocks(layer: Layer, new: Layer) -> Layer:
+    def blocks(layer: Layer, new: Layer, cut: Callable) -> Layer:
         out, start = [], 0
         for block in layer:
             size = block[0].shape[axes[0]]
-            out.append(tuple(one(old, x, axis, start, size) for old, x, axis in zip(block, new[0], axes, strict=True)))
+            out.append(tuple(cut(old, x, axis, start, size) for old, x, axis in zip(block, new[0], axes, strict=True)))
             start += size
         return tuple(out)
 
-    def one(old, x, axis, start, size):
-        here = jax.lax.slice_in_dim(x, min(start, x.shape[axis]), min(start + size, x.shape[axis]), axis=axis)
-        rest = [(0, size - here.shape[axis] if i == axis else 0) for i in range(x.ndim)]
-        whole = jnp.pad(here[owner].astype(old.dtype), rest)
+    def every(cache: Cache, cut: Callable) -> Cache:
+        return tuple(blocks(layer, new, cut) for layer, new in zip(cache, fresh, strict=True))
+
+    def all_rows(old, x, axis, start, size):
+        whole = _part(x, axis, start, size)[owner].astype(old.dtype)
         return jnp.where(taken.reshape(-1, *(1,) * (x.ndim - 1)), whole, old)
 
-    return tuple(blocks(layer, new) for layer, new in zip(cache, fresh, strict=True))
+    if not in_place:
+        return every(cache, all_rows)
+    slots = jnp.argsort(~taken, stable=True)
+
+    def one_row(i, cache):  # what the other rows hold is neither read nor written
+        def write(old, x, axis, start, size):
+            row = jax.lax.dynamic_slice_in_dim(x, owner[slots[i]], 1, axis=0)
+            return jax.lax.dynamic_update_slice_in_dim(old, _part(row, axis, start, size).astype(old.dtype), slots[i], axis=0)
+
+        return every(cache, write)
+
+    return jax.lax.fori_loop(0, taken.sum(), one_row, cache)
+
+
+def _part(x: jax.Array, axis: int, start: int, size: int) -> jax.Array:
+    """``size`` positions of x from ``start`` on, and zeros where it has none."""
+    here = jax.lax.slice_in_dim(x, min(start, x.shape[axis]), min(start + size, x.shape[axis]), axis=axis)
+    return jnp.pad(here, [(0, size - here.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
 
 def per_token(model: config.Model, *, mtp: bool = False, dtype: jnp.dtype | None = None) -> int:

@@ -13,6 +13,9 @@ from flax import struct
 from r1jax.lora import Adapted, is_adapted, merged
 from r1jax.nn import fp8
 from r1jax.nn.quantized import Quantized, plain
+from r1jax.sharding import platform
+
+FEW = 128  # rows up to which a CPU packs these sooner than a kernel
 
 
 @struct.dataclass
@@ -73,7 +76,21 @@ def _project_turned(x: jax.Array, w: jax.Array, dtype: str, contract: int) -> ja
     # As two matrices: of a product with more axes XLA:CPU turns the kernel around first.
     rows, out = x.shape[: x.ndim - contract], w.shape[: w.ndim - contract]
     x2, w2 = (a.reshape(-1, math.prod(w.shape[len(out) :])) for a in (x, w))
-    return dot(x2, w2, dtype, (1,), (1,)).reshape(*rows, *out).astype(x.dtype)
+    if platform() == "cpu" and dtype == "bfloat16" and len(x2) <= FEW:
+        y = _kernel_first(x2, w2, dtype)
+    else:
+        y = dot(x2, w2, dtype, (1,), (1,))
+    return y.reshape(*rows, *out).astype(x.dtype)
+
+
+def _kernel_first(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
+    """x[B, K] @ w[out, K].T. XLA:CPU packs the second operand of a product anew each time, here the few rows and not the
+    kernel, which is read as it lies. But for the barrier the compiler would swap them back. A lone row gets one more beside it,
+    for a product with a vector is taken in float32, by one core."""
+    lone = len(x) == 1
+    y = dot(w, jnp.pad(x, ((0, 1), (0, 0))) if lone else x, dtype, (1,), (1,))
+    y = jax.lax.optimization_barrier(y).T
+    return y[:1] if lone else y
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

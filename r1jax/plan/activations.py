@@ -15,7 +15,7 @@ from r1jax.models import decoder
 from r1jax.models.logprobs import ROWS, chunk_size
 from r1jax.nn import expert_parallel
 from r1jax.nn.attention import LONG
-from r1jax.nn.chunked_attention import BLOCK
+from r1jax.nn.chunked_attention import block
 from r1jax.nn.moe import route_dtype
 from r1jax.plan.sampling import route_bytes
 from r1jax.train import objectives
@@ -67,7 +67,7 @@ def travelling(local: config.Model, mesh: sharding.AnyMesh, tokens: int) -> int:
 def scores(model: config.Model, length: int) -> int:
     """How many a head has at a time, of a row."""
     whole = model.attention_kernel == "reference" or model.attention_kernel == "auto" and length <= LONG
-    return length**2 if whole else BLOCK**2
+    return length**2 if whole else block() ** 2
 
 
 def local_model(model: config.Model, mesh: sharding.AnyMesh) -> config.Model:

@@ -14,7 +14,6 @@ from r1jax.types import GOING, Trajectories
 
 ROUND_TO = 8  # prompt and cache lengths are multiples of this
 SHORTEST_BUCKET, MOST_BUCKETS = 256, 6  # each is a program to compile, and a shorter cache saves next to nothing
-REFILL = 8  # slots / REFILL ended ones are refilled together: a prefill of one row costs nearly as much as one of some
 
 
 @dataclass
@@ -74,6 +73,11 @@ class Usage:
         }
 
 
+def refill(slots: int, platform: str) -> int:
+    """How many ended slots are refilled together: a prefill of one row costs nearly as much as of some, on a CPU of more."""
+    return max(1, slots // (4 if platform == "cpu" else 8))
+
+
 def take(waiting: deque[Job], free: Sequence[int], room: Callable[[int], int]) -> dict[int, Job]:
     """The next jobs in their order, a free slot each, as long as these last and at most ``room(n)`` prompts, the longest of n
     tokens, are prefilled; at least one."""
@@ -90,11 +94,12 @@ def take(waiting: deque[Job], free: Sequence[int], room: Callable[[int], int]) -
     return began
 
 
-def prefill_heights(jobs: Sequence[Job], slots: int, ways: int) -> list[int]:
-    """How many prompts a prefill may have, rising: as many as a refill, and as all slots together, usually need."""
+def prefill_heights(jobs: Sequence[Job], slots: int, ways: int, together: int) -> list[int]:
+    """How many prompts a prefill may have, rising: what ``together`` slots that are refilled usually need, and what all slots
+    do."""
     distinct = len({(job.prompt_id, job.sample if job.tokens else None) for job in jobs})
     most = min(distinct, -(-slots * distinct // len(jobs)) + 1, slots)
-    few = min(most, -(-max(1, slots // REFILL) * distinct // len(jobs)) + 1)
+    few = min(most, -(-together * distinct // len(jobs)) + 1)
     return sorted({-(-n // ways) * ways for n in (few, most)})
 
 

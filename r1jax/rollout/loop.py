@@ -135,7 +135,10 @@ class Loop:
         positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
         segments = (positions < rows.lengths[:, None]).astype(jnp.int32)
         params = read(params, round)
-        hidden, aux, fresh = decoder.forward(params, rows.tokens, positions, segments, model=self.model, keep=True)
+        angles = decoder.angles_of(rows.tokens.shape[1], self.model)
+        hidden, aux, fresh = decoder.forward(
+            params, rows.tokens, positions, segments, model=self.model, keep=True, angles=angles
+        )
         last = jnp.take_along_axis(hidden, (rows.lengths - 1)[:, None, None], axis=1)
 
         def begin(new, old):
@@ -147,7 +150,7 @@ class Loop:
             following = jnp.roll(rows.tokens, -1, axis=1)
             packed = Packed(segments, None)
             *_, more = decoder.look_ahead(
-                params, hidden, following, positions, segments, model=self.model, packed=packed, keep=True
+                params, hidden, following, positions, segments, model=self.model, packed=packed, keep=True, angles=angles
             )  # fmt: skip
             fresh = (*fresh, more)
             drafting = drafting.replace(
@@ -184,7 +187,10 @@ class Loop:
 
         def step(carry):
             step, state = carry
-            return step + 1, one(read(params, step), state, angles, temperature=temperature, greedy=greedy, top_p=top_p)
+            # Nor is the table widened as a whole before the loop, as XLA:CPU would do with what it gathers rows of.
+            embed, _ = jax.lax.optimization_barrier((params["embed"], step))
+            weights = read({**params, "embed": embed}, step)
+            return step + 1, one(weights, state, angles, temperature=temperature, greedy=greedy, top_p=top_p)
 
         return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state))[1]
 

@@ -22,7 +22,7 @@ from r1jax import config, lora, sharding
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.rollout import stopping
-from r1jax.rollout.jobs import REFILL, Job, Usage, cache_lengths, prefill_heights, prompt_width, take, trajectories
+from r1jax.rollout.jobs import Job, Usage, cache_lengths, prefill_heights, prompt_width, refill, take, trajectories
 from r1jax.rollout.loop import Admission, Decoding, Drafting, Loop
 from r1jax.rollout.weights import Weights
 from r1jax.types import FINISH, GOING, Trajectories
@@ -60,6 +60,7 @@ class Sampler:
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
         self.slots = -(-engine.slots // self.ways) * self.ways
+        self.refill = refill(self.slots, sharding.platform_of(mesh))
         self.specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
         self._weights = Weights(self.specs, mesh, self.rules, lora.moving(self.specs, adapters))
         self.shardings = self._weights.shardings
@@ -182,12 +183,12 @@ class Sampler:
         Every process of several takes the same decisions: they follow from what all of them fetch.
         """
         run = _Run(self, jobs, sampling)
-        chunk, refill = shown or self.engine.chunk, max(1, self.slots // REFILL)
+        chunk = shown or self.engine.chunk
         while run.waiting or run.held:
             fresh: set[int] = set()
-            while run.waiting and (self.slots - len(run.held) >= refill or not run.held):
+            while run.waiting and (self.slots - len(run.held) >= self.refill or not run.held):
                 fresh |= run.admit()
-            run.decode(chunk - bool(fresh), refill if run.waiting else self.slots)
+            run.decode(chunk - bool(fresh), self.refill if run.waiting else self.slots)
             ended = run.look(fresh, everything=shown is not None)
             if enough(ended):
                 run.keep()
@@ -271,7 +272,7 @@ class _Run:
         """Made and accepted in each slot."""
         most = max(sampling.max_new_tokens, *(job.cap for job in jobs))
         self.lengths = cache_lengths(sampler.engine, max(len(job.prompt) for job in jobs), most)
-        self.heights = prefill_heights(jobs, sampler.slots, sampler.ways)
+        self.heights = prefill_heights(jobs, sampler.slots, sampler.ways, sampler.refill)
         self.usage = sampler.usage = Usage()
         self.read: list[tuple[dict[int, Job], Admission, jax.Array]] = []
         """Prefills whose routes were not fetched yet: the jobs by slot, what was read, and the routes."""
