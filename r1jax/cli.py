@@ -76,6 +76,8 @@ def train_together(args: Sequence[str], name: str, command: commands.Train, plac
 
 def plan(args: Sequence[str]) -> int:
     name, config, command = parse_train(args, Plan, "r1jax plan")
+    if command.topology != "here":  # nothing runs, so jax need not look for devices, and complain of those that it misses
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from r1jax.stages.plan import plan
 
     return plan(config, name, command)

@@ -30,19 +30,23 @@ AnyMesh = jax.sharding.Mesh | AbstractMesh
 TRAIN: Rules = {
     "batch": ("data", "fsdp", "expert"),
     "sequence": ("context",),
-    "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "experts": ("expert",),
+    # Devices with other tokens would hold the same weights. Those with other experts hold other ones already.
+    "embed": ("fsdp", "expert", "context"),
+    "rank": ("fsdp", "expert", "context"),
 }
+FEW = ("kv_heads", "rank")
+"""Axes that every device has whole where the mesh does not divide them."""
 
 # A token reads every weight once, so weights stay where they are and rows travel: nothing is split over fsdp, which would have
 # to be gathered for every token, and in a product rows give way to the weights' axes. Weights that are too large so are split
 # by mesh.tensor or mesh.expert. One token per row leaves no sequence to split, so the context axis takes rows too.
 DECODE: Rules = {
-    **{name: axes for name, axes in TRAIN.items() if name not in ("batch", "sequence", "embed")},
+    **{name: axes for name, axes in TRAIN.items() if name not in ("batch", "sequence", "embed", "rank")},
     "batch": ("data", "fsdp", "expert", "context"),
 }
 
@@ -171,15 +175,14 @@ def param_shardings(specs: Any, mesh: AnyMesh, table: Rules) -> Any:
     """A NamedSharding per ParamSpec.
 
     Raises:
-      ValueError: an axis is not a multiple of the devices it is split over. KV heads are replicated instead: there are few
-      of them.
+      ValueError: an axis is not a multiple of the devices it is split over. Those of ``FEW`` are replicated instead.
     """
 
     def one(spec):
         parts = _parts(spec.axes, table)
         for i, (size, part) in enumerate(zip(spec.shape, parts, strict=True)):
             ways = math.prod(mesh.shape[a] for a in part)
-            if size % ways and spec.axes[i] == "kv_heads":
+            if size % ways and spec.axes[i] in FEW:
                 parts[i] = ()
             elif size % ways:
                 raise ValueError(

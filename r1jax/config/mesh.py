@@ -20,12 +20,12 @@ class Mesh:
     """Weights, gradients and moments are split here, and the batch too. The sampler's weights are not: each token reads them
     all."""
     expert: int = 1
-    """Experts are split here, and tokens travel to them; outside the experts it is one more batch axis."""
+    """Experts are split here, and tokens travel to them; all else is split as by ``fsdp``."""
     tensor: int = 1
     """Heads, feed-forward channels and vocabulary are split here."""
     context: int = 1
     """Positions of long sequences are split here: keys, or the latent that they are made from, are gathered, and scores stay
-    split."""
+    split. Weights, gradients and moments are split as by ``fsdp``."""
     auto: bool = False
     """Chooses all five sizes for the devices found, and says why: see ``plan.auto_mesh``. Where nothing is trained it is the
     default."""

@@ -131,7 +131,7 @@ def experts_parallel(params, x: jax.Array, routing, model: config.Model) -> tupl
     axes = jax.tree.leaves(
         [_axes(k, KERNELS[name]) for name, k in zip(KERNELS, kernels, strict=True)], is_leaf=lambda a: type(a) is tuple
     )
-    embed = mesh_axes("embed")
+    embed = tuple(a for a in mesh_axes("embed") if a not in mesh_axes("experts"))
 
     def local(x, experts, gates, *leaves):
         lie = zip(leaves, axes, strict=True)

@@ -2,7 +2,7 @@
 
 The work grows with the rows, not with the experts times the rows, and nothing is dropped. On a CPU the rows go block by block:
 shapes are static, the number of blocks that are visited is not, so the loops run as far as the routing asks. An accelerator has
-kernels for such products: tokamax's, or XLA's where that is not installed. Reverse-mode gradients only.
+kernels for such products: tokamax's, or on a TPU XLA's where that is not installed. Reverse-mode gradients only.
 """
 
 from __future__ import annotations
@@ -138,7 +138,12 @@ def _products(kernels, dtype):
     """(rows times kernels, rows times rows) in the form of the platform. Where operands have factors of their own there is one
     form."""
     scaled = dtype == "fp8" or isinstance(kernels, Quantized)
-    return (_rows, _kernels) if scaled or platform() == "cpu" else (_ragged_rows, _ragged_kernels)
+    return (_ragged_rows, _ragged_kernels) if not scaled and _has_kernels() else (_rows, _kernels)
+
+
+def _has_kernels() -> bool:
+    """Of XLA's own a GPU's are dense products, with an array of experts x rows x width."""
+    return platform() == "tpu" or platform() == "gpu" and libraries.tokamax() is not None
 
 
 def _ragged(x, y, sizes, of_x, of_y, groups, dtype):

@@ -7,12 +7,15 @@ import importlib.util
 import warnings
 from types import ModuleType
 
+import jax
+
 from r1jax.sharding import platform
 
 
 def tokamax() -> ModuleType | None:
-    """The library; None where it is not installed, of which a warning tells once on an accelerator."""
-    return _find(platform())
+    """The library; None where it is not installed, of which a warning tells once on an accelerator, and where what is traced is
+    for a device that is not here: its kernels are chosen by the one that is."""
+    return _find(platform()) if platform() == jax.default_backend() else None
 
 
 @functools.cache

@@ -37,13 +37,13 @@ def specs(model: config.Model) -> dict:
         query = {
             "q_a": kernel((d, a.q_rank), ("embed", None)),
             "q_norm": norms.specs(a.q_rank, model.param_dtype),
-            "q_b": kernel((a.q_rank, a.n_heads, qk), (None, "heads", None)),
+            "q_b": kernel((a.q_rank, a.n_heads, qk), ("rank", "heads", None)),
         }
     return query | {
         "kv_a": kernel((d, a.kv_rank + a.rope_dim), ("embed", None)),
         "kv_norm": norms.specs(a.kv_rank, model.param_dtype),
-        "k_b": kernel((a.kv_rank, a.n_heads, a.nope_dim), (None, "heads", None)),
-        "v_b": kernel((a.kv_rank, a.n_heads, a.v_dim), (None, "heads", None)),
+        "k_b": kernel((a.kv_rank, a.n_heads, a.nope_dim), ("rank", "heads", None)),
+        "v_b": kernel((a.kv_rank, a.n_heads, a.v_dim), ("rank", "heads", None)),
         "o": kernel((a.n_heads, a.v_dim, d), ("heads", None, "embed"), inputs=2),
     }
 

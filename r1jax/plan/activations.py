@@ -45,7 +45,8 @@ def activations(stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh
         kept, working = kept_by_trunk, max(working, kept - kept_by_trunk)
     rows = min(math.prod(shape), ROWS) if mesh.size == 1 else math.prod(shape)
     logits = 2 * rows * chunk_size(model.vocab_size) * F32
-    return (kept + max(working + travelling(local, mesh, math.prod(shape)), logits)) // mesh.shape["context"]
+    mine = (kept + max(working + travelling(local, mesh, math.prod(shape)), logits)) // mesh.shape["context"]
+    return mine + whole_rows(local, mesh, math.prod(shape))
 
 
 def travelling(local: config.Model, mesh: sharding.AnyMesh, tokens: int) -> int:
@@ -61,7 +62,21 @@ def travelling(local: config.Model, mesh: sharding.AnyMesh, tokens: int) -> int:
     sent, worked = expert_parallel.rooms(local, tokens, mesh.shape["expert"])
     more = max(0, worked - tokens * local.moe.top_k) * (2 * local.d_model + 3 * local.moe.d_ff)
     moving = 2 * sent * mesh.shape["expert"] * local.d_model
-    return 2 * (more + moving) * jnp.dtype(local.dtype).itemsize
+    sums = 2 * worked * local.d_model * F32  # of the two kernels that the tokens meet, the gradients of these
+    return 2 * (more + moving) * jnp.dtype(local.dtype).itemsize + sums
+
+
+def whole_rows(local: config.Model, mesh: sharding.AnyMesh, tokens: int) -> int:
+    """Bytes of the keys and values that a device of the context axis makes for the positions of others: themselves and as
+    blocks, and the same of their gradients in float32.
+
+    Args:
+      local: a device's part of the model.
+      tokens: of a device, on all devices of the context axis.
+    """
+    a, ways = local.attention, mesh.shape["context"]
+    numbers = a.n_heads * (a.nope_dim + a.rope_dim + a.v_dim) if a.kind == "mla" else 2 * a.n_kv_heads * a.head_dim
+    return 2 * tokens * numbers * (jnp.dtype(local.dtype).itemsize + F32) * (ways - 1) // ways
 
 
 def scores(model: config.Model, length: int) -> int:

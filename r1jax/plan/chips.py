@@ -52,8 +52,8 @@ class Chip:
 _TPUS = (
     #     name              bf16          fp8            memory    bandwidth   link (half of     network, host's NICs by chip
     #                                                                          both directions)
-    Chip("v4",     "tpu",  275 * TERA,  275 * TERA,   32 * GB,  1228 * GB,  150 * GB,  6.25 * GB, 4,
-         f"{TPU_DOCS}/v4: 275 TFLOPS, 32 GiB, 1,228 GB/s, six links of 50 GB/s each way by JAX's scaling book, half counted",
+    Chip("v4",     "tpu",  275 * TERA,  275 * TERA,   32 * GB,  1200 * GB,  150 * GB,  6.25 * GB, 4,
+         f"{TPU_DOCS}/v4: 275 TFLOPS, 32 GiB, 1,200 GB/s, six links of 50 GB/s each way by JAX's scaling book, half counted",
          host=100 * GB, dims=3, cores=2),
     Chip("v5e",    "tpu",  197 * TERA,  197 * TERA,   16 * GB,   819 * GB,  200 * GB,  3.1 * GB, 4,
          f"{TPU_DOCS}/v5e: 197 TFLOPS, 16 GB, 819 GB/s, 400 GB/s both ways; a pod of 256 has 6.4 Tb/s of network",

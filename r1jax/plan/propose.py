@@ -185,7 +185,8 @@ def shapes(stage: config.Stage, model: config.Model, devices: int) -> Iterator[l
                 whole = fsdp * expert * tensor * context == devices
                 divides = heads % tensor == 0 and experts % expert == 0 and stage.sequence_length % context == 0
                 shape = [1, fsdp, expert, tensor, context]
-                if whole and divides and shape != own and model.d_model % fsdp == 0 and (context == 1 or context <= 16):
+                divides &= model.d_model % (fsdp * expert * context) == 0
+                if whole and divides and shape != own and context <= 16:
                     yield shape
 
 
@@ -206,9 +207,8 @@ def _powers(most: int) -> Iterator[int]:
 def at_least(stage: config.Stage, model: config.Model, shape: list[int]) -> tuple[float, float]:
     """Bytes that a device and its host hold at the least: weights, moments, gradients, the sampler's copy. Without a trace, so
     that thousands of settings can be left out."""
-    _, fsdp, expert, tensor, _ = shape
-    experts, others = roofline.parameters(model)
-    held = experts / (fsdp * expert * tensor) + others / (fsdp * tensor)
+    _, fsdp, expert, tensor, context = shape
+    held = sum(roofline.parameters(model)) / (fsdp * expert * tensor * context)
     narrow = 2 if model.param_dtype == "bfloat16" else 4
     state = (8 if stage.optimizer.moments_dtype == "float32" else 4) + (4 if narrow == 2 else 0)
     reference = narrow if isinstance(stage, config.GRPO) and stage.kl_beta > 0 and not stage.lora.rank else 0
@@ -219,7 +219,7 @@ def at_least(stage: config.Stage, model: config.Model, shape: list[int]) -> tupl
     on_host = state * ("optimizer" in stage.offload) + reference * ("reference" in stage.offload)
     sampler = 0.0
     if isinstance(stage, config.GRPO) and not stage.lora.rank:
-        layout, load = roofline.Layout(fsdp=fsdp, expert=expert, tensor=tensor), roofline.Load(1, 1, 1, 1, 1, 1)
+        layout, load = roofline.Layout(fsdp, expert, tensor, context), roofline.Load(1, 1, 1, 1, 1, 1)
         numbers = {"same": 0.0, "int8": 1.0, "fp8": 1.0}[stage.engine.weights]
         sampler = roofline.sampler_bytes(model, layout, dataclasses.replace(load, weight_bytes=numbers))
     return held * (narrow + state + reference + gradients - on_host) + sampler, held * on_host

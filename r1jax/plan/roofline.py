@@ -230,8 +230,8 @@ class _Machine:
     def reshard(self) -> Phase:
         """Weights from the trainer's layout to the sampler's, once a round: what a device receives others send."""
         size = self.sampler_bytes()
-        ways = self.layout.fsdp * self.layout.expert * self.layout.tensor
-        node, network = self._over(size * (1 - 1 / ways), min(ways, self.layout.devices))
+        ways = self.layout.devices // self.layout.data
+        node, network = self._over(size * (1 - 1 / ways), ways)
         return self._phase(0.0, 2 * size, node, network, 0.8, 0.0)
 
     # -- What a device does
@@ -246,9 +246,7 @@ class _Machine:
 
     def _held(self) -> float:
         """Parameters that a device holds in training."""
-        experts, others = parameters(self.model)
-        n = self.layout
-        return experts / (n.fsdp * n.expert * n.tensor) + others / (n.fsdp * n.tensor)
+        return sum(parameters(self.model)) * self.layout.data / self.layout.devices
 
     @property
     def _bandwidth(self) -> float:
@@ -264,6 +262,10 @@ class _Machine:
         """FLOPs of a device for a forward pass over an update's rows."""
         length = int(self.load.prompt + self.load.answer)
         each = flops.forward_flops(self.model, length, flops.causal_pairs(length), length) / length
+        a = self.model.attention
+        if a.kind == "mla":  # a device of a split row makes the keys of the whole row from their latents
+            keys = 2 * a.kv_rank * a.n_heads * (a.nope_dim + a.v_dim) * self.model.n_layers
+            each += (self.layout.context - 1) * keys
         return each * self._computed / self.layout.tensor
 
     def _numbers(self) -> float:
@@ -309,7 +311,7 @@ class _Machine:
     def _group(self, *axes: str) -> int:
         """Devices from the first to the last of a group along these axes, in the mesh's order, the last axis innermost."""
         order = ("data", "fsdp", "expert", "tensor", "context")
-        outer = min(order.index(a) for a in axes)
+        outer = min((order.index(a) for a in axes if getattr(self.layout, a) > 1), default=len(order))
         return math.prod(getattr(self.layout, a) for a in order[outer:])
 
     def _moe_layers(self) -> int:
@@ -347,12 +349,12 @@ class _Machine:
         experts, others = (x * ACTIVATION / n.tensor for x in parameters(self.model))
         parts = [tuple(passes * x for x in self._exchange(tokens / n.tensor))]
         parts.append(self._reduce(tokens, 2 * passes, n.tensor, self._group("tensor")))
-        weights = (experts / n.expert + others) * (n.fsdp - 1) / n.fsdp
         turns = self.load.micro_batches * (1 if forward_only else 3)  # gathered forward and backward, gradients scattered
-        parts.append(self._over(turns * weights, self._group("fsdp")))
+        for size, axes in ((experts / n.expert, ("fsdp", "context")), (others, ("fsdp", "expert", "context"))):
+            ways = math.prod(getattr(n, a) for a in axes)
+            parts.append(self._over(turns * size * (ways - 1) / ways, self._group(*axes)))
         if not forward_only:
-            shared = n.expert * n.context * n.data
-            gradients = 2 * (shared - 1) / shared * others / n.fsdp * self.load.micro_batches
+            gradients = 2 * (n.data - 1) / n.data * self._held() * ACTIVATION * self.load.micro_batches
             parts.append(self._over(gradients, n.devices))
         if n.context > 1:
             a = self.model.attention

@@ -21,6 +21,10 @@ from r1jax.train.optimizer import global_norm, optimizer, rates_of, scaled
 from r1jax.train.state import TrainState
 from r1jax.types import JudgedBatch, PackedBatch
 
+TPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-all-reduce-code-motion"}
+"""Of the update. This pass moves sums of gradients out of the loop over micro-batches: it fails on those that are scattered, and
+sums of an embedding's gradient come out wrong (github.com/openxla/xla, issue 49143)."""
+
 
 class Trainer:
     """The compiled functions of one stage on one mesh.
@@ -92,7 +96,10 @@ class Trainer:
         self._create = jax.jit(
             partial(states.create, mask=self._mask, tx=self.tx, reference=self.keep_reference), out_shardings=where
         )
-        self._update = jax.jit(self._make_update(), donate_argnums=0, out_shardings=(where, None))
+        options = TPU_OPTIONS if sharding.platform_of(mesh) == "tpu" else {}
+        self._update = jax.jit(
+            self._make_update(), donate_argnums=0, out_shardings=(where, None), compiler_options=options
+        )
         self._logprobs = jax.jit(self._score)
         self._refresh = jax.jit(
             lambda s: s.replace(reference=jax.tree.map(jnp.copy, s.params)), donate_argnums=0, out_shardings=where
