@@ -119,8 +119,7 @@ class Weights:
         return by_devices
 
     def _count(self, copied: Tree) -> Tree:
-        for x in jax.tree.leaves(copied):
-            self.written += len(x.sharding.device_set) * math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        self.written += bytes_on_all(copied)
         return copied
 
     def _apart(self, f: Callable, specs: Tree, tree: Tree) -> Tree:
@@ -137,6 +136,12 @@ class Weights:
             else map_specs(lambda s, x: f(s, x, None), own, tree[name])
             for name, own in specs.items()
         }
+
+
+def bytes_on_all(tree: Tree) -> int:
+    """Of a tree of arrays, on all devices together."""
+    each = ((x.sharding, x.shape, x.dtype.itemsize) for x in jax.tree.leaves(tree))
+    return sum(len(where.device_set) * math.prod(where.shard_shape(shape)) * size for where, shape, size in each)
 
 
 def fits(x: Any, wanted: ParamSpec, where: jax.sharding.Sharding) -> bool:
