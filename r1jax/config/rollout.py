@@ -54,7 +54,8 @@ class Engine:
     Activations do too, except for fp8 weights under ``matmul_dtype`` fp8. The policy that samples is then not quite the one
     that learns: ``sampler/logprob_diff_mean`` tells by how much, and ``importance_cap`` corrects for it."""
     devices: int = 0
-    """So many of the devices, the last ones, only sample, and the others only train; in one process. 0: all do both in turn."""
+    """So many of the devices, the last ones, only sample, and the others only train; in one process. 0: all do both in turn.
+    It is ``one_step_off_policy`` that keeps both at work at once; without, one waits for the other."""
     mesh: Mesh = field(default_factory=Mesh)
     """How the devices that sample lie along the mesh axes, of which ``expert`` and ``tensor`` split the weights and the others
     rows alone. At its default, without ``devices``, it is the stage's ``mesh``."""
@@ -66,8 +67,8 @@ class Engine:
     """Places on each device for copies of experts that lie elsewhere, in every layer that has experts; where ``expert`` splits
     these alone. Copied are those that most tokens chose in the rollout before, as DeepSeek-V3 does when it serves (arXiv
     2412.19437, section 3.4: 32 in all, where many devices wait for the busiest). Tokens take turns among the copies, and what
-    an expert says does not change. A place costs the memory of an expert. ``rollout/device_load`` tells what it is good for. The
-    first rollout of a run, and of one that is resumed, copies without knowing."""
+    an expert says does not change. A place costs the memory of an expert; ``rollout/device_load`` tells what it is good for.
+    The first rollout of a run, and of one that is resumed, copies without knowing."""
 
     def __post_init__(self):
         if self.slots < 1 or self.max_prompt_tokens < 1 or self.chunk < 1:
@@ -91,7 +92,7 @@ class Engine:
         experts = model.moe.n_experts if any(s.ff == "moe" for s in model.segments) else 0
         if self.hot_experts > experts // 2:
             why = f"it has {experts}, and half of them at the most can be copied" if experts else "the model has none"
-            raise ConfigError(f"engine.hot_experts is {self.hot_experts} copies of experts, but {why}; lower it, or set it to 0")
+            raise ConfigError(f"engine.hot_experts is {self.hot_experts} copies of experts, but {why}; lower it, or make it 0")
 
     def check_mesh(self, expert: int) -> None:
         """Args:
