@@ -138,8 +138,9 @@ class HotExperts:
         return self._model.moe.n_experts
 
     def _choose(self, loads: np.ndarray | None) -> list[np.ndarray]:
-        given = np.ones((self._layers, self._experts)) if loads is None else loads
-        return [choose(load, self.devices, self._places) for load in given]
+        if loads is None:
+            return [choose(np.ones(self._experts), self.devices, self._places)] * self._layers
+        return [choose(load, self.devices, self._places) for load in loads]
 
     def _beside(self, weights: Tree, make: Callable[[dict], Copies]) -> Tree:
         def one(layer: dict) -> dict:
