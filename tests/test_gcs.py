@@ -153,6 +153,7 @@ def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(run
     saved = steps_of(storage, "one")[-1]
     assert tiny.metrics(download(storage, "one", tmp_path / "killed"))[-1]["step"] == 4
     assert not list((runs.path / "home").rglob("checkpoints"))
+    assert f"bucket/runs/one/{mirror.LEASE}" in storage
     # Rows past the checkpoint, and a checkpoint without its last file, as of a machine that vanished in between.
     file = "bucket/runs/one/metrics.jsonl"
     storage.put(file, storage[file] + b'{"step": 99, "loss": 1.0}\n')
@@ -173,7 +174,7 @@ def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(run
     assert tiny.metrics(found) == tiny.metrics(runs.path / "whole")
     assert json.loads((found / "finished.json").read_text())["step"] == 8
     assert len(list((found / "tb").iterdir())) == 3  # a file of events for each attempt
-    assert steps_of(storage, "one") == [7, 8]
+    assert steps_of(storage, "one") == [7, 8] and f"bucket/runs/one/{mirror.LEASE}" not in storage
 
     order = [name.removeprefix("bucket/runs/one/") for name in storage.written]
     commit = order.index("checkpoints/8/about.json")
