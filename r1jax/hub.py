@@ -123,6 +123,42 @@ def list_buckets_anew() -> None:
     conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
+def read_object(name: str) -> tuple[bytes, int] | None:
+    """The content of ``gs://bucket/path`` and its generation, a number that each write of it raises; None if there is none."""
+    bucket, path = name.removeprefix("gs://").split("/", 1)
+    try:
+        headers, content = _buckets().call("GET", "b/{}/o/{}", bucket, path, alt="media")
+    except FileNotFoundError:
+        return None
+    return content, int(headers["X-Goog-Generation"])
+
+
+def write_object(name: str, content: bytes, generation: int) -> int:
+    """Replaces the object with this generation, 0 for none, and returns the new one.
+
+    Raises:
+      FileExistsError: it has another generation by now.
+    """
+    bucket, path = name.removeprefix("gs://").split("/", 1)
+    fs = _buckets()
+    place = fs.base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o"
+    query = {"uploadType": "media", "name": path, "ifGenerationMatch": str(generation)}
+    return int(fs.call("POST", place, bucket, data=content, json_out=True, **query)["generation"])
+
+
+def delete_object(name: str, generation: int) -> None:
+    """Removes the object if it has this generation; else it stays."""
+    bucket, path = name.removeprefix("gs://").split("/", 1)
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        _buckets().call("DELETE", "b/{}/o/{}", bucket, path, ifGenerationMatch=str(generation))
+
+
+def _buckets():
+    import fsspec
+
+    return fsspec.filesystem("gs")
+
+
 def model_files(files: list[str]) -> list[str]:
     """Of a repository's files those that make up the model: safetensors with what is beside them, else its one GGUF file; of a
     run directory what tells which model and checkpoints it has.

@@ -25,6 +25,8 @@ ORDER = {"config.json": 0, "metrics.jsonl": 2, "finished.json": 3}
 """File -> when it is copied; any other is 1. Without the first a directory is no run, with the last it is a finished one, and
 what a stage that makes rows has sampled counts once its metrics say so."""
 FIRST = "config.json"
+LEASE = "lease.json"
+"""Who trains there, see ``r1jax.lease``; in the bucket alone."""
 CHECKPOINTS, EXPORTS, LOGS = "checkpoints", "exports", "logs"
 """Folders of a run. The first is never here; of the second only names are fetched, so that a run that goes on knows which there
 are; the third is what this machine printed."""
@@ -57,6 +59,14 @@ def there(path: Path) -> Path | epath.Path:
     return epath.Path(SCHEME + "/".join(path.relative_to(root).parts[1:]))
 
 
+def check() -> None:
+    """Raises:
+    ValueError: what reads buckets is not installed.
+    """
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ValueError("run directories on gs:// need gcsfs; pip install 'r1jax[gs]'")
+
+
 def fetch(path: Path) -> None:
     """Makes a copy on this machine what the bucket holds.
 
@@ -64,10 +74,9 @@ def fetch(path: Path) -> None:
       ValueError: the bucket cannot be read, or holds something else there.
     """
     place = there(path)
-    if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f"{place}: buckets need gcsfs; pip install 'r1jax[gs]'")
+    check()
     with hub.bucket_errors(str(place)):
-        files = below(place, apart=(CHECKPOINTS, EXPORTS, LOGS))
+        files = [f for f in below(place, apart=(CHECKPOINTS, EXPORTS, LOGS)) if f != place / LEASE]
         exports = [folder for stage in {place, *(f.parent for f in files)} for folder in (stage / EXPORTS).glob("*")]
     if files and place / FIRST not in files:
         raise ValueError(f"{place} already holds {', '.join(f.name for f in files[:3])}; name a new or an empty directory")

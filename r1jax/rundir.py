@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from r1jax import config, mirror
+from r1jax.lease import MARK as LEASE_MARK
+from r1jax.lease import Lease
 
 if TYPE_CHECKING:  # slow to import
     from etils import epath
@@ -57,6 +59,8 @@ class RunDir:
     """As in config.json."""
     _lock: TextIO | None = None
     _uploads: mirror.Uploads | None = None
+    lease: Lease | None = None
+    """Of a run on ``gs://``: without it nothing is written there."""
 
     @property
     def name(self) -> str:
@@ -120,8 +124,11 @@ class RunDir:
 
         Raises:
           ValueError: the bucket does not take it.
+          config.ConfigError: another machine trains there by now.
         """
         if self._uploads is not None:
+            if self.lease is not None:
+                self.lease.renew()
             self._uploads.upload()
 
     def close(self) -> None:
@@ -164,7 +171,7 @@ def saved_steps(stage: Path) -> list[int]:
     return [int(p.name) for p in found if not mirror.is_remote(p) or (p / "about.json").exists()]
 
 
-def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
+def create(name: str, config_json: dict, path: Path | None = None, lease: Lease | None = None) -> RunDir:
     """A new run directory, by default ``runs/NAME-YYYYMMDD-HHMMSS``.
 
     Raises:
@@ -176,7 +183,8 @@ def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
     try:
         path.mkdir(parents=True, exist_ok=True)
         # A process killed in here leaves no more than its lock and a part of the config; its parent has made the logs.
-        if held := sorted({p.name for p in path.iterdir()} - {_LOCK, _part(path / "config.json").name, mirror.LOGS}):
+        left = {_LOCK, LEASE_MARK, _part(path / "config.json").name, mirror.LOGS}
+        if held := sorted({p.name for p in path.iterdir()} - left):
             place = mirror.there(path)
             raise config.ConfigError(f"{place} already holds {', '.join(held[:3])}; name a new or an empty directory")
         lock = _take_lock(path)
@@ -185,10 +193,12 @@ def create(name: str, config_json: dict, path: Path | None = None) -> RunDir:
         raise config.ConfigError(
             f"cannot make the run directory {path}: {error.strerror}; name another with --run-dir"
         ) from error
-    return RunDir(path, config_json, lock, _uploads(path))
+    return RunDir(path, config_json, lock, _uploads(path), lease)
 
 
-def open_or_resume(path: Path, config_json: dict, safe: Collection[str] | None = None) -> RunDir:
+def open_or_resume(
+    path: Path, config_json: dict, safe: Collection[str] | None = None, lease: Lease | None = None
+) -> RunDir:
     """The run in ``path``, or a new one if there is none yet.
 
     A run with the same config, but for the fields named in ``safe``, goes on with the new values of those. More steps than it
@@ -204,7 +214,7 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] | None =
     """
     path = Path(path)
     if not is_run(path):
-        return create(path.name, config_json, path)
+        return create(path.name, config_json, path, lease)
     try:
         lock = _take_lock(path)
     except OSError as error:
@@ -232,7 +242,7 @@ def open_or_resume(path: Path, config_json: dict, safe: Collection[str] | None =
     if changes:
         found = _read_config(path)
         _write(path / "config.json", config_json | {name: found[name] for name in FOUND if name in found})
-    return RunDir(path, config_json, lock, _uploads(path))
+    return RunDir(path, config_json, lock, _uploads(path), lease)
 
 
 def is_run(path: Path) -> bool:

@@ -135,7 +135,14 @@ def sampler_mesh(engine: config.Engine, mesh: AnyMesh) -> AnyMesh:
 
     Raises:
       ValueError: as ``make_mesh``.
+      ConfigError: as ``config.Engine.check_mesh``.
     """
+    where = _sampler_mesh(engine, mesh)
+    engine.check_mesh(where.shape["expert"])
+    return where
+
+
+def _sampler_mesh(engine: config.Engine, mesh: AnyMesh) -> AnyMesh:
     if isinstance(mesh, AbstractMesh) and (engine.devices or engine.mesh != config.Mesh()):
         device = mesh.abstract_device
         return abstract_mesh(mesh_shape(engine.mesh, engine.devices or mesh.size), device.platform, device.device_kind)

@@ -17,11 +17,22 @@ class Storage(dict):
         super().__init__()
         self.generations, self.uploads, self.written, self.down, self.lock = {}, {}, [], False, threading.Lock()
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, content: bytes, expected: str | None = None) -> bool:
+        """Whether it was written: it is not where an ``expected`` generation, 0 for none, is not there."""
         with self.lock:
+            if not self.has(name, expected):
+                return False
             self[name] = content
             self.generations[name] = len(self.written) + 1
             self.written.append(name)
+            return True
+
+    def remove(self, name: str, expected: str | None) -> bool:
+        with self.lock:
+            return self.has(name, expected) and self.pop(name, None) is not None
+
+    def has(self, name: str, expected: str | None) -> bool:
+        return expected is None or expected == (str(self.generations.get(name, 1)) if name in self else "0")
 
     def about(self, name: str) -> dict:
         bucket, _, path = name.partition("/")
@@ -78,7 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         if full not in store:
             return self.answer(404, {"error": {"code": 404, "message": f"No such object: {full}"}})
         if self.command == "DELETE":
-            store.pop(full, None)
+            if not store.remove(full, query.get("ifGenerationMatch")):
+                return self.refuse()
             return self.answer(204)
         if query.get("alt") != "media":
             return self.answer(200, store.about(full))
@@ -135,10 +147,12 @@ class _Handler(BaseHTTPRequestHandler):
             store.uploads[query["upload_id"]] = (name, content)
             if self.headers.get("Content-Range", "").endswith("/*"):
                 return self.answer(308, b"", Range=f"bytes=0-{len(content) - 1}")
-        if query.get("ifGenerationMatch") == "0" and f"{bucket}/{name}" in store:
-            return self.answer(412, {"error": {"code": 412, "message": "there already"}})
-        store.put(f"{bucket}/{name}", content)
+        if not store.put(f"{bucket}/{name}", content, query.get("ifGenerationMatch")):
+            return self.refuse()
         return self.answer(200, store.about(f"{bucket}/{name}"))
+
+    def refuse(self) -> None:
+        self.answer(412, {"error": {"code": 412, "message": "it has another generation"}})
 
     def log_message(self, *args) -> None:
         pass

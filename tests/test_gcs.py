@@ -1,5 +1,6 @@
 """Runs on gs://, against a stand-in for Google Cloud Storage on this machine: metrics, events, samples and checkpoints."""
 
+import concurrent.futures
 import contextlib
 import importlib.util
 import io
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ import test_recipe
 import test_resume
 import tiny
 
-from r1jax import cli, config, hub, mirror, rundir
+from r1jax import cli, config, hub, lease, mirror, rundir
 from r1jax.checkpoint import Checkpointer, CheckpointError
 from r1jax.data.sources import Mixture, load
 from r1jax.stages import decide
@@ -73,8 +75,16 @@ def prompt_of(step):
     return Mixture([(s, load(s)) for s in stage.sources], stage.seed)[(step - 1) * stage.batch]["prompt"]
 
 
-def on_another_machine(runs):
+def on_another_machine(runs, storage):
+    """And minutes later."""
     shutil.rmtree(runs.path / "home/r1jax")
+    for name in [name for name in storage if name.endswith(f"/{mirror.LEASE}")]:
+        held_by(storage, name, **json.loads(storage[name]) | {"renewed": time.time() - lease.LIMIT - 1})
+
+
+def held_by(storage, name, **changes):
+    about = {"host": "elsewhere", "pid": 7, "since": "2026-01-01T10:00:00+00:00", "token": "t", "renewed": time.time()}
+    storage.put(name, json.dumps(about | changes).encode())
 
 
 def download(storage, run, to):
@@ -143,11 +153,12 @@ def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(run
     saved = steps_of(storage, "one")[-1]
     assert tiny.metrics(download(storage, "one", tmp_path / "killed"))[-1]["step"] == 4
     assert not list((runs.path / "home").rglob("checkpoints"))
+    assert f"bucket/runs/one/{mirror.LEASE}" in storage
     # Rows past the checkpoint, and a checkpoint without its last file, as of a machine that vanished in between.
     file = "bucket/runs/one/metrics.jsonl"
     storage.put(file, storage[file] + b'{"step": 99, "loss": 1.0}\n')
     storage.put("bucket/runs/one/checkpoints/99/digests-0-of-1", b"")
-    on_another_machine(runs)
+    on_another_machine(runs, storage)
 
     code, out, err = train("gs://bucket/runs/one", trap=(prompt_of(7), signal.SIGTERM))
     assert code == PREEMPTED, err
@@ -155,7 +166,7 @@ def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(run
     assert "saved at step 7 of gs://bucket/runs/one; go on with --run-dir gs://bucket/runs/one\n" in out
     assert steps_of(storage, "one")[-1] == 7 and not [name for name in storage if "/checkpoints/99/" in name]
     assert tiny.metrics(download(storage, "one", tmp_path / "told"))[-1]["step"] == 7
-    on_another_machine(runs)
+    on_another_machine(runs, storage)
 
     code, _, err = train("gs://bucket/runs/one")
     assert code == 0, err
@@ -163,7 +174,7 @@ def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(run
     assert tiny.metrics(found) == tiny.metrics(runs.path / "whole")
     assert json.loads((found / "finished.json").read_text())["step"] == 8
     assert len(list((found / "tb").iterdir())) == 3  # a file of events for each attempt
-    assert steps_of(storage, "one") == [7, 8]
+    assert steps_of(storage, "one") == [7, 8] and f"bucket/runs/one/{mirror.LEASE}" not in storage
 
     order = [name.removeprefix("bucket/runs/one/") for name in storage.written]
     commit = order.index("checkpoints/8/about.json")
@@ -182,10 +193,10 @@ def test_a_pipeline_too(runs, storage, tmp_path):
     whole = runs.path / "both"
     done = runs.train("gs://bucket/runs/two", trap=(test_resume.prompt_of_sft(3), signal.SIGTERM))
     assert done.returncode == PREEMPTED, done.stderr
-    on_another_machine(runs)
+    on_another_machine(runs, storage)
     done = runs.train("gs://bucket/runs/two", trap=(test_resume.prompt_of(whole, 5), signal.SIGKILL))
     assert done.returncode == -signal.SIGKILL and steps_of(storage, "two/grpo"), done.stderr
-    on_another_machine(runs)
+    on_another_machine(runs, storage)
     done = runs.train("gs://bucket/runs/two")
     assert done.returncode == 0 and "sft: already finished at step 4" in done.stdout, done.stderr
     found = download(storage, "two", tmp_path / "found")
@@ -260,6 +271,96 @@ def test_a_bucket_that_refuses_and_a_folder_of_other_things_are_one_line(train, 
         storage.down = False
     assert code == 2 and err.count("\n") == 1
     assert err.startswith("r1jax: error: gs://bucket/runs/none: ") and "credentials" in err
+
+
+@pytest.fixture
+def machines(storage, monkeypatch, tmp_path):
+    """Copies of one run on several machines."""
+    for name, value in (storage.environment | {"XDG_CACHE_HOME": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    storage.pop(LEASE, None)
+    copies = [mirror.here("gs://bucket/runs/held", process=i) for i in range(8)]
+    for path in copies:
+        path.mkdir(parents=True)
+    return copies
+
+
+LEASE = "bucket/runs/held/lease.json"
+
+
+@with_gcsfs
+def test_of_machines_that_begin_at_once_one_holds_the_run(machines, storage):
+    """And each of the others is told who."""
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = [f.exception() or f.result() for f in [pool.submit(lease.Lease, path) for path in machines]]
+    (holder,) = [x for x in found if isinstance(x, lease.Lease)]
+    refused = [x for x in found if x is not holder]
+    assert len(refused) == 7 and all(isinstance(x, config.ConfigError) for x in refused)
+    about = json.loads(storage[LEASE])
+    who = f"{socket.gethostname()} (pid {os.getpid()}) trains in gs://bucket/runs/held since {about['since']}, last heard of"
+    assert all(str(x).startswith(who) and "remove gs://bucket/runs/held/lease.json" in str(x) for x in refused)
+    holder.renew()
+    again = json.loads(storage[LEASE])
+    assert again["renewed"] > about["renewed"] and {**again, "renewed": 0} == {**about, "renewed": 0}
+    holder.release()
+    assert LEASE not in storage
+    lease.Lease(machines[1]).release()
+
+
+@with_gcsfs
+def test_an_old_lease_is_taken_and_who_held_it_writes_no_more(machines, storage, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWED", 0.05)
+    first = lease.Lease(machines[0])
+    began = json.loads(storage[LEASE])["renewed"]
+    while json.loads(storage[LEASE])["renewed"] == began:  # by itself
+        time.sleep(0.02)
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "LIMIT", -1.0)
+        second = lease.Lease(machines[1])
+    run = rundir.RunDir(machines[0], {}, None, mirror.Uploads(machines[0]), first)
+    (machines[0] / "metrics.jsonl").write_text("{}")
+    lost = r"^gs://bucket/runs/held: this process no longer holds its lease .*pid \d+\) took it"
+    with pytest.raises(config.ConfigError, match=lost):
+        run.upload()
+    assert not [name for name in storage if name.endswith("held/metrics.jsonl")]
+    first.release()
+    assert LEASE in storage  # the second's
+    del storage[LEASE]
+    with pytest.raises(config.ConfigError, match=r"no longer holds its lease \(it was removed\)"):
+        second.renew()
+    second.release()
+
+
+@with_gcsfs
+def test_what_a_killed_process_of_this_machine_left_is_taken_at_once(machines, storage):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid, token, taken in ((ended.pid, "mine", True), (os.getppid(), "mine", False), (ended.pid, "another's", False)):
+        (machines[0] / lease.MARK).write_text("mine")
+        held_by(storage, LEASE, pid=pid, token=token)
+        if taken:
+            lease.Lease(machines[0]).release()
+        else:
+            with pytest.raises(config.ConfigError, match="^elsewhere"):
+                lease.Lease(machines[0])
+
+
+@with_gcsfs
+def test_who_was_not_heard_of_lately_is_waited_for(machines, storage, monkeypatch, capsys):
+    waits = []
+    monkeypatch.setattr(lease.time, "sleep", lambda s: (waits.append(s), held_by(storage, LEASE, renewed=time.time() - 301)))
+    held_by(storage, LEASE, renewed=time.time() - 200)
+    lease.Lease(machines[0]).release()
+    assert waits == [pytest.approx(100, abs=5)] and "waiting 100 s whether it still lives" in capsys.readouterr().out
+
+
+@with_gcsfs
+def test_a_second_machine_refuses_to_train_and_writes_nothing(train, storage):
+    held_by(storage, "bucket/runs/held/lease.json")
+    before = dict(storage)
+    code, _, err = train("gs://bucket/runs/held")
+    assert code == 2 and err.count("\n") == 1 and dict(storage) == before
+    assert err.startswith("r1jax: error: elsewhere (pid 7) trains in gs://bucket/runs/held since 2026-01-01T10:00:00+00:00, ")
 
 
 EXPORTS = """

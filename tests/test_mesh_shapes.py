@@ -15,8 +15,10 @@ from random_models import collective_sizes, jit
 from rich.console import Console
 
 from r1jax import config, rundir, sharding
+from r1jax.advantages import group_advantages
 from r1jax.models import decoder
 from r1jax.params import abstract
+from r1jax.rewards import Pool
 from r1jax.stages import grpo, workspace
 from r1jax.stages.prepare import prepare
 
@@ -43,23 +45,53 @@ MODELS = {
         tiny.DENSE, segments=(config.Segment("dense", 2),), attention=config.GQA(n_heads=4, n_kv_heads=2, head_dim=8)
     ),
 }
-PADDED, PACKED = 16, 48  # a row holds one answer, or several
+PADDED, PACKED = 16, 48  # room for one answer in a row, or for several
 pytestmark = pytest.mark.timeout(1800)
 
 
-def step(model: str, length: int, mesh: config.Mesh, path):
-    """Metrics, samples and weights after a step of four groups of four answers."""
+@pytest.fixture(scope="module", autouse=True)
+def cheap():
+    """One pool of reward workers, and programs that are quick to compile: that is what these tests cost."""
+    with tiny.quick_to_compile(), Pool(config.Workers(count=1)) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workspace, "Pool", lambda workers: contextlib.nullcontext(pool))
+        yield
+
+
+def step(model: str, mesh: config.Mesh, path):
+    """A step of four groups of four answers: its metrics, its samples and the weights after it; and what an update says and
+    makes where the same answers lie in short rows. These are filled up to the length of long ones: one program takes both."""
     stage = tiny.grpo(
-        model=MODELS[model], mesh=mesh, steps=1, minibatches=1, questions=4, sequence_length=length, importance_cap=2.0,
+        model=MODELS[model], mesh=mesh, steps=2, minibatches=1, questions=4, sequence_length=PACKED, importance_cap=2.0,
         balance_weight=0.1, bias_rate=0.01, optimizer=config.Optimizer(lr=0.01, warmup_steps=0, eps=1e-2),
     )  # fmt: skip
     run = rundir.create("tiny", config.to_json(stage), path)
-    with tiny.quick_to_compile(), contextlib.closing(run), workspace.open_workspace(prepare(stage), run, "tiny") as work:
+    with contextlib.closing(run), workspace.open_workspace(prepare(stage), run, "tiny") as work:
         work.display.console = Console(file=io.StringIO())
-        grpo.play_round(work)
-        weights = jax.device_get(work.state.params)
+        start, where = jax.tree.map(np.array, work.state), jax.tree.map(lambda x: x.sharding, work.state)
+        answers = grpo.next_answers(work)
+        advantages = group_advantages(answers.rewards, stage.group, std=stage.advantage_std)
+        (rows,) = grpo.split(work, answers, advantages)
+        work.stage = dataclasses.replace(stage, sequence_length=PADDED)
+        batch, *how = grpo.pack(work, answers, advantages, rows, first=True)
+        work.stage, short = stage, jax.device_get(batch)
+        wide = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 0), (0, PACKED - PADDED))), short)
+        state, said = work.trainer.update(work.state, work.trainer.put(wide), *how)
+        padded = (workspace.told(said), jax.device_get(state.params))
+        work.state, packs, pack = jax.device_put(start, where), [], grpo.pack
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grpo, "next_answers", lambda work: answers)
+            patch.setattr(grpo, "pack", lambda *args, **kwargs: packs.append(pack(*args, **kwargs)) or packs[-1])
+            grpo.play_round(work)
+        packed = jax.device_get(work.state.params)
+    ((long, _, _),) = packs
+    assert short.tokens.shape[-1] == PADDED and filled(short) > filled(long)
     (metrics,) = tiny.metrics(path)
-    return metrics, tiny.samples(path), weights
+    return metrics, tiny.samples(path), packed, padded
+
+
+def filled(batch) -> int:
+    """Rows that hold something."""
+    return int((np.asarray(batch.segments) > 0).any(-1).sum())
 
 
 @pytest.fixture(scope="module")
@@ -67,35 +99,34 @@ def alone(tmp_path_factory):
     """``step`` on one device, each made once."""
     made = {}
 
-    def of(model, length):
-        if (model, length) not in made:
-            made[model, length] = step(model, length, ONE, tmp_path_factory.mktemp("shapes") / "one")
-        return made[model, length]
+    def of(model):
+        if model not in made:
+            made[model] = step(model, ONE, tmp_path_factory.mktemp("shapes") / "one")
+        return made[model]
 
     return of
 
 
-def check(model, length, name, alone, path):
-    (metrics, samples, weights), (reference, answers, expected) = step(model, length, MESHES[name], path), alone(model, length)
+def check(model, name, alone, path):
+    (metrics, samples, *updated), (reference, answers, *expected) = step(model, MESHES[name], path), alone(model)
     reference = dict(reference)
     moved = "rollout/reshard_bytes"  # over all devices together: some hold the same
     assert metrics.pop(moved) >= reference.pop(moved)
     assert metrics == pytest.approx(reference, rel=1e-5, abs=1e-5)
     assert samples == answers
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), weights, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), updated, expected)
 
 
 @pytest.mark.parametrize("name", ["fsdp, expert, tensor", "expert, context"])
 def test_a_step_is_that_of_one_device(name, alone, tmp_path):
-    check("moe", PACKED, name, alone, tmp_path / "run")
+    check("moe", name, alone, tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [PADDED, PACKED], ids=["padded", "packed"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", MESHES)
-def test_ten_shapes(name, model, length, alone, tmp_path):
-    check(model, length, name, alone, tmp_path / "run")
+def test_ten_shapes_packed_and_padded(name, model, alone, tmp_path):
+    check(model, name, alone, tmp_path / "run")
 
 
 def test_a_split_of_heads_and_channels_sends_sums_alone():

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -200,14 +201,28 @@ def test_each_token_is_weighed_by_the_policy_that_made_it(tmp_path):
         assert ages["rollout/partial"] == np.mean(several)
 
 
-@pytest.mark.parametrize("threads", [True, False])
-def test_a_round_learns_from_answers_of_the_weights_before_the_last_rounds_updates(tmp_path, threads, monkeypatch):
-    stage = stage_of(one_step_off_policy=True, old_logprobs="sampler", importance_cap=0.0, steps=6)
+APART = {
+    "mesh": config.Mesh(fsdp=2),
+    "engine": config.Engine(slots=16, max_prompt_tokens=8, chunk=4, devices=4, mesh=config.Mesh(fsdp=2, tensor=2)),
+}
+
+
+@pytest.mark.parametrize("how", ["beside", "in turn", "on devices of its own"])
+def test_a_round_learns_from_answers_of_the_weights_before_the_last_rounds_updates(tmp_path, how, monkeypatch):
+    """Beside the updates: the first token of a round ahead waits here for an update to begin, and that for the token."""
+    apart = APART if how == "on devices of its own" else {}
+    stage = stage_of(one_step_off_policy=True, old_logprobs="sampler", importance_cap=0.0, steps=6, **apart)
     seen, rows, policies = [], [], {}
     with working(stage, tmp_path / "run") as work:
-        assert (work.aside is not None) == (work.mesh.size == 1)
-        if not threads:
+        assert work.aside is not None
+        if how == "in turn":
             work.aside = None
+        else:
+            met = threading.Barrier(2, timeout=120)
+            go_on, update, samples = work.sampler.go_on, work.trainer.update, iter([False, True, True])
+            updates = iter([True, False, True, False, False, False])
+            monkeypatch.setattr(work.sampler, "go_on", lambda *args: (next(samples) and met.wait(), go_on(*args)))
+            monkeypatch.setattr(work.trainer, "update", lambda *args: (next(updates) and met.wait(), update(*args))[1])
         original = rollouts.answers
         monkeypatch.setattr(rollouts, "answers", lambda *args: seen.append(original(*args)) or seen[-1])
         monkeypatch.setattr(work.metrics, "write", lambda step, values: rows.append(values))

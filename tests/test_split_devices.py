@@ -1,9 +1,14 @@
 """The sampler on devices of its own, or on the trainer's in another mesh, gives the numbers of a shared one."""
 
+import dataclasses
+import math
+import re
+
 import jax
 import numpy as np
 import pytest
 import tiny
+from random_models import draw
 
 from r1jax import config, lora, sharding
 from r1jax import params as parameters
@@ -11,6 +16,7 @@ from r1jax.config import ConfigError
 from r1jax.models import decoder
 from r1jax.plan import memory
 from r1jax.rollout import Sampler
+from r1jax.rollout.weights import Weights, turn
 from r1jax.stages import pipeline
 from r1jax.train.update import Trainer
 
@@ -80,6 +86,47 @@ def test_each_device_holds_its_own_part_alone():
     jax.tree.map(lambda x: x.delete(), params)
     for x, kept in zip(held, before, strict=True):
         np.testing.assert_array_equal(x, kept)
+
+
+MESHES = [
+    (config.Mesh(fsdp=2, expert=2, tensor=2), config.Mesh(fsdp=2, expert=2, tensor=2)),
+    (config.Mesh(), config.Mesh(data=2, fsdp=1, tensor=4)),
+    (config.Mesh(fsdp=4, expert=2), config.Mesh(fsdp=1, expert=4, tensor=2)),
+    (config.Mesh(fsdp=2, tensor=4), config.Mesh(fsdp=1, expert=8)),
+    (config.Mesh(fsdp=1, expert=8), config.Mesh(fsdp=1, tensor=4, expert=2)),
+]
+LARGE = dataclasses.replace(
+    tiny.MOE, d_model=32, d_ff=48, vocab_size=64, attention=config.GQA(n_heads=8, n_kv_heads=4, head_dim=8),
+    segments=(config.Segment("moe", 3),), moe=config.MoE(n_experts=8, top_k=2, d_ff=16),
+)  # fmt: skip
+
+
+def arrays(tree):
+    """An array of each kind, in a tree of its own: of the last three a stack of layers."""
+    (segment,) = tree["segments"]
+    stacks = (segment["attention"]["q"], segment["attention"]["o"], segment["ff"]["gate"], segment["ff"]["down"])
+    one = ({"segments": (), "x": x} for x in (tree["head"]["kernel"], tree["embed"]["table"]))
+    return [*one, *({"segments": ({"x": x},)} for x in stacks)]
+
+
+@pytest.mark.parametrize(("trains", "samples"), MESHES, ids=range(len(MESHES)))
+def test_no_device_has_more_of_an_array_than_in_one_of_its_layouts(trains, samples):
+    """Array by array in the compiled program; and what arrives is what was there."""
+    mesh, there = sharding.make_mesh(trains), sharding.make_mesh(samples)
+    specs, rules = decoder.specs(LARGE), sharding.rules("decode", LARGE.attention.kind)
+    params = jax.device_put(draw(LARGE), sharding.param_shardings(specs, mesh, sharding.TRAIN))
+    for tree, given in zip(arrays(specs), arrays(params), strict=True):
+        weights = Weights(tree, there, rules, parameters.map_specs(lambda spec: True, tree))
+        (spec,), (x,) = (jax.tree.leaves(t, is_leaf=parameters.is_spec) for t in (tree, given))
+        made = zip(jax.tree.leaves(weights.abstract()), jax.tree.leaves(weights.apart), strict=True)
+        most = max(math.prod(s.shard_shape(a.shape)) for a, s in [(x, x.sharding), *made])
+        text = weights.lower(given).compile().as_text()
+        sizes = [math.prod(int(n) for n in s.split(",") if n) for s in re.findall(r"= \(?\w+\[([\d,]*)\]", text)]
+        assert len(sizes) > 1 and max(sizes) <= most, (spec.axes, max(sizes), most)
+        layers = range(len(x)) if spec.axes[0] == "layers" else None
+        expected = jax.tree.leaves(turn(spec, np.asarray(x), layers))
+        for found, wanted in zip(jax.tree.leaves(weights.take(given)), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_memory_is_of_the_device_that_needs_more():

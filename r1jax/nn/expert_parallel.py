@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from r1jax import config
 from r1jax.lora import Adapted, is_adapted
 from r1jax.nn import fp8, grouped
+from r1jax.nn.copies import Copies
 from r1jax.nn.quantized import Quantized
 from r1jax.sharding import mesh_axes, on_each_device, platform, ways
 
@@ -126,11 +127,12 @@ def rooms(model: config.Model, tokens: int, devices: int) -> tuple[int, int]:
 
 def experts_parallel(params, x: jax.Array, routing, model: config.Model) -> tuple[jax.Array, jax.Array]:
     """``nn.moe.experts`` with each expert on its device: (x's shape and dtype, float32[]: choices that were dropped)."""
-    kernels = [params[name] for name in KERNELS]
-    leaves, tree = jax.tree.flatten(kernels)
-    axes = jax.tree.leaves(
-        [_axes(k, KERNELS[name]) for name, k in zip(KERNELS, kernels, strict=True)], is_leaf=lambda a: type(a) is tuple
-    )
+    kernels, copies = {name: params[name] for name in KERNELS}, params.get("copies")
+    leaves, tree = jax.tree.flatten([kernels, copies])
+    lie = [{name: _axes(kernels[name], KERNELS[name]) for name in KERNELS}]
+    if copies is not None:
+        lie.append(Copies({n: _axes(copies.kernels[n], KERNELS[n]) for n in KERNELS}, (None, None), (None,)))
+    axes = jax.tree.leaves(lie, is_leaf=lambda a: type(a) is tuple)
     embed = tuple(a for a in mesh_axes("embed") if a not in mesh_axes("experts"))
 
     def local(x, experts, gates, *leaves):
@@ -139,7 +141,7 @@ def experts_parallel(params, x: jax.Array, routing, model: config.Model) -> tupl
         rows, ids, gates = (a.reshape(-1, a.shape[-1]) for a in (x, experts, gates))
         shared = tuple(a for a in mesh_axes("batch") if a in mesh_axes("mlp"))  # these have a part of every expert
         rows, ids, gates = (_gather(a, shared, 0) for a in (rows, ids, gates))
-        out, dropped = _on_device(tree.unflatten(whole), rows, ids, gates, model)
+        out, dropped = _on_device(*tree.unflatten(whole), rows, ids, gates, model)
         if shared:
             out = jax.lax.psum_scatter(out, shared, scatter_dimension=0, tiled=True)
         if rest := tuple(a for a in mesh_axes("mlp") if a not in shared):
@@ -167,15 +169,17 @@ def _gather(x: jax.Array, axes: tuple[str, ...], axis: int) -> jax.Array:
     return jax.lax.all_gather(x, axes, axis=axis, tiled=True) if axes else x
 
 
-def _on_device(kernels, x, ids, gates, model: config.Model):
+def _on_device(kernels, copies: Copies | None, x, ids, gates, model: config.Model):
     """What a device does with its own tokens x[n, D], int32 ids[n, K], float32 gates[n, K], and with those that come to it."""
     axes, n = mesh_axes("experts"), x.shape[0]
     devices = ways("experts")
-    per = model.moe.n_experts // devices
+    mine = per = model.moe.n_experts // devices
     sent, worked = rooms(model, n, devices)
     block = grouped.block_size(ids.size, per)
     if devices == 1:
         return _products(kernels, x, ids, gates, per, worked, block, model)
+    if copies is not None:
+        ids, per = copies.share_out(ids, jax.lax.axis_index(axes) * n), per + copies.here
     wanted = (ids[:, :, None] // per == jnp.arange(devices)).any(1)
     count = wanted.sum(0, dtype=jnp.int32)
     place = jnp.cumsum(wanted, axis=0, dtype=jnp.int32) - 1
@@ -199,7 +203,14 @@ def _on_device(kernels, x, ids, gates, model: config.Model):
     came, own, weigh = (a.reshape(parts, devices // parts * sent, -1) for a in (came, own, weigh))
 
     def work(rows):
-        return _products(kernels, *rows, per, worked // parts, block, model)
+        came, own, weigh = rows
+        out, dropped = _products(kernels, came, jnp.minimum(own, mine), weigh, mine, worked // parts, block, model)
+        if copies is None:
+            return out, dropped
+        few, room = copies.here, devices // parts * sent * min(own.shape[1], copies.here)
+        others = jnp.where(own < mine, few, own - mine)
+        more, also = _products(copies.kernels, came, others, weigh, few, room, block, model)
+        return out + more, dropped + also
 
     if parts == 1:
         out, dropped = work((came[0], own[0], weigh[0]))
@@ -213,7 +224,7 @@ def _on_device(kernels, x, ids, gates, model: config.Model):
 def _products(kernels, x, ids, gates, n_experts: int, room: int, block: int, model: config.Model):
     """The gated sums [R, D] of x[R, D] over its experts among these, int32 ids[R, K] with ``n_experts`` for none, and how many
     choices found no room."""
-    (gate, up, down), (n, k), dtype = kernels, ids.shape, model.matmul_dtype
+    (n, k), dtype = ids.shape, model.matmul_dtype
     groups = grouped.group(ids.reshape(-1), n_experts, room=room, block=block)
     real = jnp.arange(groups.order.size) < groups.total
     place = jnp.where(groups.place < groups.total, groups.place, real.size)
@@ -225,6 +236,6 @@ def _products(kernels, x, ids, gates, n_experts: int, room: int, block: int, mod
 
     rows = spread(x, moves)
     weight = spread(gates.reshape(-1, 1), each).astype(x.dtype)
-    hidden = jax.nn.silu(product(rows, gate).astype(x.dtype)) * product(rows, up).astype(x.dtype) * weight
+    hidden = jax.nn.silu(product(rows, kernels["gate"]).astype(x.dtype)) * product(rows, kernels["up"]).astype(x.dtype) * weight
     dropped = (ids < n_experts).sum() - groups.total
-    return collect(product(hidden, down), moves).astype(x.dtype), dropped.astype(jnp.float32)
+    return collect(product(hidden, kernels["down"]), moves).astype(x.dtype), dropped.astype(jnp.float32)

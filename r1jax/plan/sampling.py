@@ -13,6 +13,7 @@ from r1jax import config, lora, sharding
 from r1jax import params as parameters
 from r1jax.models import cache as caches
 from r1jax.models import decoder
+from r1jax.nn.expert_parallel import KERNELS
 from r1jax.nn.moe import route_dtype
 from r1jax.plan.layout import device_bytes, laid_out
 from r1jax.rollout.jobs import ROUND_TO
@@ -67,6 +68,11 @@ class Sampling:
         rules = sharding.rules("decode", model.attention.kind)
         specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
         weights = laid_out(specs, sharding.param_shardings(specs, mesh, rules))
+        copies = 0
+        if engine.hot_experts:
+            layers = [own for s, own in zip(model.segments, weights["segments"], strict=True) if s.ff == "moe"]
+            experts = device_bytes([[layer["ff"][name] for name in KERNELS] for layer in layers])
+            copies = experts * engine.hot_experts * mesh.shape["expert"] // model.moe.n_experts
         if trained is not None and adapters.rank:
             moves = lora.moving(specs, adapters)
             copied = jax.tree.map(lambda moved, x, theirs: moved or not fits(theirs, x, x.sharding), moves, weights, trained)
@@ -81,4 +87,5 @@ class Sampling:
             cache += (model.n_layers + engine.speculative) * math.prod(shape) * itemsize // split
         logits = 4 * rows * model.vocab_size * F32  # scaled, exponentiated, cumulated in blocks, and as they were
         logits *= 3 if engine.speculative else 1  # of the draft, of the token that it is compared with, and of the one behind
-        return cls(device_bytes(weights), cache, logits + rows * cap * (route_bytes + 2 * F32))  # tokens and log-probs too
+        answers = rows * cap * (route_bytes + 2 * F32)  # routes, tokens and log-probs
+        return cls(device_bytes(weights) + copies, cache, logits + answers)

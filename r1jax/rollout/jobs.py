@@ -61,10 +61,13 @@ class Usage:
     """Bytes of the cache, summed over looks; with ``cache_tokens`` what a token that is held costs."""
     cache_tokens: int = 0
     """Tokens held by rows that go on, summed over looks."""
+    device_loads: tuple[float, float] | None = None
+    """The busiest device's experts over the mean, without the copies of ``engine.hot_experts`` and with them."""
 
     def metrics(self, slots: int) -> dict[str, float]:
         """``r1jax/observe/README.md`` says what they mean."""
-        return {
+        loads = dict(zip(("rollout/device_load_alone", "rollout/device_load"), self.device_loads or (), strict=False))
+        return loads | {
             "rollout/slots_busy": self.busy / max(1, self.steps * slots),
             "rollout/tokens_per_step": self.tokens / max(1, self.busy),
             "rollout/drafts_accepted": self.accepted / max(1, self.busy),

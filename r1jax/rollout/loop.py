@@ -64,6 +64,8 @@ class Decoding:
     of the tokens that the decode loop read: not of the newest. None if they are not recorded."""
     drafting: Drafting | None = None
     """With a speculative loop."""
+    loads: jax.Array | None = None
+    """int32[L, E]: how often each expert of the L layers that have some was chosen, by prompts too. None if not counted."""
 
 
 @struct.dataclass
@@ -100,6 +102,7 @@ class Loop:
     seed: int
     record_routes: bool = False
     speculative: bool = False
+    count_loads: bool = False
 
     def empty(self, *, length: int, cap: int) -> Decoding:
         """No row anywhere, and a cache of ``length`` positions."""
@@ -120,6 +123,7 @@ class Loop:
             keys=row_keys(self.seed, 0, zero, zero),
             routes=self._no_routes(cap) if self.record_routes else None,
             drafting=drafting,
+            loads=jnp.zeros((moe_layers(self.model), self.model.moe.n_experts), jnp.int32) if self.count_loads else None,
         )
 
     def block(self, *, length: int) -> caches.Cache:
@@ -166,6 +170,7 @@ class Loop:
             finish=begin(GOING, state.finish),
             prompt_length=begin(rows.prompt_length, state.prompt_length),
             keys=begin(row_keys(self.seed, round, rows.prompt_id, rows.sample), state.keys),
+            loads=self._count(state.loads, aux),
         )
         routes = decoder.join_routes(aux.routes, self.model) if self.record_routes else None
         logits = self._logits(params, last)[:, 0][rows.owner]
@@ -195,8 +200,12 @@ class Loop:
         return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state))[1]
 
     def _no_routes(self, cap: int) -> jax.Array:
-        layers = sum(s.count for s in self.model.segments if s.ff == "moe")
-        return jnp.zeros((self.slots, cap, layers * self.model.moe.top_k), route_dtype(self.model.moe))
+        return jnp.zeros((self.slots, cap, moe_layers(self.model) * self.model.moe.top_k), route_dtype(self.model.moe))
+
+    def _count(self, loads: jax.Array | None, aux: decoder.Aux) -> jax.Array | None:
+        if loads is None:
+            return None
+        return loads + jnp.concatenate([load for load in aux.load if load is not None]).astype(jnp.int32)
 
     def _extend(self, params, state: Decoding, angles, **how) -> Decoding:
         """A token for each row that goes on."""
@@ -211,7 +220,8 @@ class Loop:
             routes = decoder.join_routes(aux.routes, self.model)[:, 0]
             state = state.replace(routes=_write(state.routes, routes, jnp.maximum(state.length - 1, 0), live))
         token, logprob = sample_tokens(self._logits(params, hidden)[:, 0], state.keys, state.length, **how)
-        return self._append(state.replace(cache=cache), token, logprob, live)
+        state = state.replace(cache=cache, loads=self._count(state.loads, aux))
+        return self._append(state, token, logprob, live)
 
     def _speculate(self, params, state: Decoding, angles, **how) -> Decoding:
         """One or two tokens for each row that goes on.
@@ -233,7 +243,7 @@ class Loop:
         hidden = jnp.take_along_axis(hidden, (before.kept - 1)[:, None, None], axis=1)
         guess = self._logits(params, hidden)[:, 0]
         draft = draft_tokens(guess, state.keys, state.length, **how)
-        hidden, _, cache = decoder.forward(
+        hidden, aux, cache = decoder.forward(
             params, jnp.stack([state.newest, draft], axis=1), places(position), counted, model=self.model,
             cache=state.cache[:-1], angles=angles,
         )  # fmt: skip
@@ -246,7 +256,8 @@ class Loop:
             made=before.made + live,
             accepted=before.accepted + (live & kept),
         )
-        state = self._append(state.replace(cache=(*cache, ahead), drafting=drafting), *now, live)
+        state = state.replace(cache=(*cache, ahead), drafting=drafting, loads=self._count(state.loads, aux))
+        state = self._append(state, *now, live)
         return self._append(state, *then, live & kept & (state.finish == GOING))
 
     def _logits(self, params, hidden) -> jax.Array:
@@ -266,6 +277,10 @@ class Loop:
             length=length,
             finish=jnp.where(live, finish, state.finish),
         )
+
+
+def moe_layers(model: config.Model) -> int:
+    return sum(s.count for s in model.segments if s.ff == "moe")
 
 
 def _write(table: jax.Array, new: jax.Array, at: jax.Array, live: jax.Array) -> jax.Array:

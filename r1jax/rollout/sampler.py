@@ -22,6 +22,7 @@ from r1jax import config, lora, sharding
 from r1jax.models import cache as caches
 from r1jax.models import decoder
 from r1jax.rollout import stopping
+from r1jax.rollout.hot_experts import HotExperts, busiest
 from r1jax.rollout.jobs import Job, Usage, cache_lengths, prefill_heights, prompt_width, refill, take, trajectories
 from r1jax.rollout.loop import Admission, Decoding, Drafting, Loop
 from r1jax.rollout.weights import Weights
@@ -56,6 +57,7 @@ class Sampler:
         if record_routes and engine.speculative:
             raise ValueError("routes are recorded by the ordinary loop only; leave engine.speculative or routing_replay off")
         engine.check(model)
+        engine.check_mesh(mesh.shape["expert"])
         self.model, self.engine, self.mesh, self.text = model, engine, mesh, text
         self.rules = sharding.rules("decode", model.attention.kind)
         self.ways = sharding.batch_ways(mesh, self.rules)
@@ -64,7 +66,13 @@ class Sampler:
         self.specs = lora.adapt(decoder.read_specs(model, engine.weights), adapters)
         self._weights = Weights(self.specs, mesh, self.rules, lora.moving(self.specs, adapters))
         self.shardings = self._weights.shardings
-        self._loop = Loop(model, self.slots, tuple(end_ids), seed, record_routes, engine.speculative)
+        self._hot = None
+        if engine.hot_experts:
+            self._hot = HotExperts(model, engine.hot_experts, mesh, self.rules, self._weights.apart)
+        self._loads: np.ndarray | None = None
+        self._loop = Loop(
+            model, self.slots, tuple(end_ids), seed, record_routes, engine.speculative, count_loads=self._hot is not None
+        )
         self._programs: dict[int, Programs] = {}
         self.params = None
         self.version = 0
@@ -81,11 +89,13 @@ class Sampler:
         self.version = version
         self.params = None  # or there would be two copies beside the trainer's while the new one is made
         self.params = self._weights.take(params) if copy else self._weights.take_over(params)
+        if self._hot is not None:
+            self.params = self._hot.attach(self.params, self._loads)
 
     @property
     def reshard_bytes(self) -> int:
         """What the last ``load`` wrote, on all devices together."""
-        return self._weights.written
+        return self._weights.written + (self._hot.written if self._hot is not None else 0)
 
     def generate(
         self,
@@ -192,8 +202,15 @@ class Sampler:
             ended = run.look(fresh, everything=shown is not None)
             if enough(ended):
                 run.keep()
-                return
+                break
             yield ended
+        self._look_at_loads(run.state)
+
+    def _look_at_loads(self, state: Decoding) -> None:
+        """Of the answers just sampled: by these the next ``load`` chooses which experts have copies."""
+        if self._hot is not None:
+            self._loads, devices = sharding.fetch(state.loads).copy(), self._hot.devices
+            self.usage.device_loads = (busiest(self._loads, devices), busiest(self._loads, devices, self._hot.chosen))
 
     def programs(self, blocks: int) -> Programs:
         """For a cache of so many blocks."""
@@ -208,7 +225,8 @@ class Sampler:
             jax.eval_shape(partial(self._loop.empty, length=length, cap=cap)),
             self._layout(1),
         )
-        return self._weights.abstract(), state
+        weights = self._weights.abstract()
+        return weights if self._hot is None else self._hot.abstract(weights), state
 
     def lower_decode(self, length: int, sampling: config.Sampling) -> jax.stages.Lowered:
         """The decode loop over a cache of ``length`` positions, to be compiled; creates no array."""
@@ -234,6 +252,7 @@ class Sampler:
             cache=(layer,) * (self.model.n_layers + self.engine.speculative), tokens=table, logprobs=table, newest=row,
             length=row, cap=row, finish=row, prompt_length=row, keys=row,
             routes=lay("batch", None, None) if self._loop.record_routes else None, drafting=drafting,
+            loads=lay(None, None) if self._loop.count_loads else None,
         )  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 A scan over stacked layers would copy every layer's weights out of the stack for each token. Only where the trainer's own arrays
 are shared is that price paid.
 
-The trainer's layout becomes the sampler's in one program, in which each layer is cut out of its stack before it is gathered.
-No program reaches from some devices to others: there array after array is sent, and then cut.
+The trainer's layout becomes the sampler's in one program, in which each layer is cut out of its stack before it is gathered,
+and no device has more of an array than in one of the two layouts: see ``rollout.ways``. No program reaches from some devices to
+others: there array after array is sent, and then cut.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from r1jax import sharding
 from r1jax.nn import quantized
 from r1jax.nn.matmul import Turned
 from r1jax.params import ParamSpec, is_spec, map_specs
+from r1jax.rollout.ways import way
 
 Tree = Any
 
@@ -52,8 +54,8 @@ class Weights:
         """Bytes that the last ``take`` wrote, on all devices together."""
         self.shardings = sharding.param_shardings(specs, mesh, rules)
         self._counts = [jax.tree.leaves(s, is_leaf=is_spec)[0].shape[0] for s in specs["segments"]]
-        (moving, self._still), (lie_moving, self._lie) = (parameters.split(t, moves) for t in (specs, self.shardings))
-        self._copy = self._copier(moving, lie_moving)
+        (self._moving, self._still), (lie_moving, self._lie) = (parameters.split(t, moves) for t in (specs, self.shardings))
+        self._copy = self._copier(self._moving, lie_moving)
         self._given: list[jax.Array] | None = None
         self._taken: Tree = None
 
@@ -99,10 +101,21 @@ class Weights:
         _, where = parameters.split(self._lie, as_they_are)
         return _merge(self._apart(_share, of_shared, shared), self._count(self._copier(specs, where)(rest)))
 
+    def lower(self, params: Tree) -> jax.stages.Lowered:
+        """The program of ``take`` for ShapeDtypeStructs on the same devices, to be compiled; nothing may stay between calls."""
+        return self._program(self.specs, self.shardings).lower(params, _ways(self.specs, self.shardings, params))
+
+    def _program(self, specs: Tree, where: Tree) -> Any:
+        @partial(jax.jit, out_shardings=self._apart(lie, specs, where), static_argnums=1)
+        def copy(params, ways):
+            leaves, structure = jax.tree.flatten(specs, is_leaf=is_spec)
+            pairs = zip(structure.flatten_up_to(quantized.read(params, specs)), ways, strict=True)
+            return self._apart(lambda spec, x, layers: turn(spec, x[0], layers, x[1]), specs, structure.unflatten(pairs))
+
+        return copy
+
     def _copier(self, specs: Tree, where: Tree) -> Callable[[Tree], Tree]:
-        @partial(jax.jit, out_shardings=self._apart(lie, specs, where))
-        def copy(params):
-            return self._apart(turn, specs, quantized.read(params, specs))
+        copy = self._program(specs, where)
 
         def send(params):
             def one(spec, x, where):
@@ -114,13 +127,12 @@ class Weights:
 
         def by_devices(params):
             here = all(_devices(x.sharding) == self._devices for x in jax.tree.leaves(params))
-            return copy(params) if here else send(params)
+            return copy(params, _ways(specs, where, params)) if here else send(params)
 
         return by_devices
 
     def _count(self, copied: Tree) -> Tree:
-        for x in jax.tree.leaves(copied):
-            self.written += len(x.sharding.device_set) * math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        self.written += bytes_on_all(copied)
         return copied
 
     def _apart(self, f: Callable, specs: Tree, tree: Tree) -> Tree:
@@ -137,6 +149,12 @@ class Weights:
             else map_specs(lambda s, x: f(s, x, None), own, tree[name])
             for name, own in specs.items()
         }
+
+
+def bytes_on_all(tree: Tree) -> int:
+    """Of a tree of arrays, on all devices together."""
+    each = ((x.sharding, x.shape, x.dtype.itemsize) for x in jax.tree.leaves(tree))
+    return sum(len(where.device_set) * math.prod(where.shard_shape(shape)) * size for where, shape, size in each)
 
 
 def fits(x: Any, wanted: ParamSpec, where: jax.sharding.Sharding) -> bool:
@@ -161,10 +179,16 @@ def read(weights: Tree, now: jax.Array) -> Tree:
     return jax.tree.map(one, weights, is_leaf=lambda x: isinstance(x, Slice | Turned))
 
 
-def turn(spec: ParamSpec, x: jax.Array, layers: range | None) -> Any:
-    """An array; of a kernel that ``nn.matmul.project`` takes, ``Turned``. Of a stack a list, one for each layer."""
+def turn(spec: ParamSpec, x: jax.Array, layers: range | None, way: tuple[NamedSharding, ...] = ()) -> Any:
+    """An array; of a kernel that ``nn.matmul.project`` takes, ``Turned``. Of a stack a list, one for each layer.
+
+    Args:
+      way: layouts that the array, or a layer of the stack, has one after the other.
+    """
     if layers is not None:
-        return [turn(_layer(spec), x[i], None) for i in layers]
+        return [turn(_layer(spec), x[i], None, way) for i in layers]
+    for where in way:
+        x = jax.lax.with_sharding_constraint(x, where)
     return Turned(jnp.moveaxis(x, range(spec.inputs), range(-spec.inputs, 0))) if _is_turned(spec) else x
 
 
@@ -176,6 +200,28 @@ def lie(spec: ParamSpec, where: NamedSharding, layers: range | None) -> Any:
     if not _is_turned(spec):
         return NamedSharding(where.mesh, PartitionSpec(*axes))
     return Turned(NamedSharding(where.mesh, PartitionSpec(*axes[spec.inputs :], *axes[: spec.inputs])))
+
+
+def _ways(specs: Tree, where: Tree, params: Tree) -> tuple[tuple[NamedSharding, ...], ...]:
+    """``turn``'s ``way`` of each spec. What is made on the way, the factors of kernels in 8 bits, is small and has none."""
+
+    def layer(of: NamedSharding, spec: ParamSpec) -> NamedSharding:
+        return NamedSharding(of.mesh, PartitionSpec(*of.spec[1:])) if spec.axes[:1] == ("layers",) else of
+
+    def one(spec: Any, x: jax.Array, to: Any) -> Any:
+        whole = spec.values if quantized.is_quantized(spec) else spec
+        to = to.values if quantized.is_quantized(to) else to
+        found = ()
+        if isinstance(x.sharding, NamedSharding):
+            found = way(x.ndim - (whole.axes[:1] == ("layers",)), layer(x.sharding, whole), layer(to, whole))
+        return [found, ()] if quantized.is_quantized(spec) else [found]
+
+    def is_one(x: Any) -> bool:
+        return is_spec(x) or quantized.is_quantized(x)
+
+    leaves, structure = jax.tree.flatten(specs, is_leaf=is_one)
+    each = zip(leaves, structure.flatten_up_to(params), structure.flatten_up_to(where), strict=True)
+    return tuple(found for spec, x, to in each for found in one(spec, x, to))
 
 
 def _devices(where: jax.sharding.Sharding) -> tuple[jax.Device, ...]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import jax
 
-from r1jax import config, loading, mirror, processes, rundir
+from r1jax import config, lease, loading, mirror, processes, rundir
 from r1jax.config import GRPO, AnyStage, Pipeline, RejectionSampling, RewardModel
 from r1jax.eval.answers import from_first
+from r1jax.lease import Lease
 from r1jax.observe import ledger
 from r1jax.rundir import RunDir
 from r1jax.stages import decide, grpo, preflight, rejection_sampling, reward_model, sft, summary
@@ -44,9 +45,17 @@ def train(
       ConfigError: the user's mistakes, before anything is trained.
       GuardStop: a check stopped the run.
     """
-    pipeline = isinstance(settings, Pipeline)
-    if not pipeline and (first or last):
+    if not isinstance(settings, Pipeline) and (first or last):
         raise config.ConfigError(f"--from and --until name stages of a pipeline, and {name} is a single stage")
+    with lease.held(None if dry_run else run_dir, jax.process_index()) as held:
+        return _train(settings, name, run_dir, dry_run, first, last, held)
+
+
+def _train(
+    settings: AnyStage | Pipeline, name: str, run_dir: str | None, dry_run: bool, first: str | None, last: str | None,
+    held: Lease | None,
+) -> int:  # fmt: skip
+    pipeline = isinstance(settings, Pipeline)
     path = None if run_dir is None else rundir.find(run_dir, jax.process_index())
     there = path if path is not None and rundir.is_run(path) else None
     if dry_run:
@@ -55,11 +64,11 @@ def train(
         raise config.ConfigError("several processes must agree on the run directory; name it with --run-dir")
     # A run that is there may refuse the config or be finished, whatever has become of its rows and weights; a directory is
     # only made for what could be trained.
-    run = open_run(name, settings, there) if there is not None else None
+    run = open_run(name, settings, there, held) if there is not None else None
     try:
         decisions = agree(settings, run and run.path, first, last) if pipeline else None
         prepared = prepare_all(settings, name, run and run.path, decisions)
-        run = run or open_run(name, settings, path)
+        run = run or open_run(name, settings, path, held)
         run.upload()  # a bucket that holds a stage's files alone holds no run
         print(f"run directory: {run.name}", flush=True)
         if pipeline:
@@ -86,13 +95,13 @@ def train(
     return 0
 
 
-def open_run(name: str, settings: AnyStage | Pipeline, path: Path | None) -> RunDir:
+def open_run(name: str, settings: AnyStage | Pipeline, path: Path | None, held: Lease | None) -> RunDir:
     """Process 0 makes or resumes the directory; the others only name its files, and stop with it if it must not."""
     described = config.to_json(settings)
     run, refused = RunDir(path, described), None
     if jax.process_index() == 0:
         try:
-            run = rundir.create(name, described) if path is None else rundir.open_or_resume(path, described)
+            run = rundir.create(name, described) if path is None else rundir.open_or_resume(path, described, lease=held)
         except config.ConfigError as error:
             refused = error
     if processes.any_of("open the run directory", refused is not None):
@@ -150,7 +159,7 @@ def train_stages(
         if decision.do == "keep":
             print(f"{title}: {finished_line(stage, RunDir(run.path / name, {}))}", flush=True)
         else:
-            inner = open_run(name, stage, run.path / name)
+            inner = open_run(name, stage, run.path / name, run.lease)
             try:
                 if jax.process_index() > 0:
                     rundir.find(run.name, jax.process_index())  # of a run on gs://, what the first process has written since

@@ -58,8 +58,9 @@ def answers(work: Workspace, count: int) -> Answers:
 
 
 def sample_ahead(work: Workspace) -> None:
-    """Begins the next round's rollout with the weights of now. On one device it runs in a thread of its own; several must be
-    given their programs in one order, so there it is over when this returns, and only its scores are waited for later."""
+    """Begins the next round's rollout with the weights of now. On one device, and on devices of its own (``engine.devices``),
+    it runs in a thread of its own. Several that also train must be given their programs in one order, so there it is over when
+    this returns, and only its scores are waited for later."""
     stage = work.stage
     at = work.step + stage.minibatches
     if not stage.one_step_off_policy or at >= stage.steps:

@@ -108,8 +108,8 @@ class Workspace:
     ahead: Future[Rollout] | None = None
     """The next round's answers, which are being sampled; ``kept`` is then theirs."""
     aside: ThreadPoolExecutor | None = None
-    """Samples while this thread computes updates; None where both must launch their programs in one order: on several
-    devices."""
+    """Samples while this thread computes updates; None where both must launch their programs in one order: where they share
+    several devices."""
     judges: dict[str, Judge] = field(default_factory=dict)
     """Reward models by the names of their preferences."""
     leaving: threading.Event = field(default_factory=threading.Event)
@@ -289,7 +289,7 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
                 work.kept, work.ahead = restored(
                     checkpoints.answers(latest), meta.get("ahead"), stage.group, mixture, found.template
                 )
-            if stage.one_step_off_policy and mesh.size == 1:
+            if stage.one_step_off_policy and (mesh.size == 1 or stage.engine.devices):
                 work.aside = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollout"))
                 stack.callback(work.leaving.set)  # before it waits for the thread
         stack.enter_context(compiling.watch(partial(display.phase, "compile"), work.account))
