@@ -255,7 +255,7 @@ def test_without_digests_there_is_no_checkpoint(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("r1jax.checkpoint._digests", full)
+    monkeypatch.setattr("r1jax.durable.digests", full)
     run.save(30, state(), {})
     with pytest.raises(
         CheckpointError, match="could not save step 30 .*No space left on device; the checkpoint of step 20 is intact"
@@ -368,7 +368,7 @@ TWO_PROCESSES = """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from r1jax import checkpoint, processes, sharding
+    from r1jax import durable, processes, sharding
     from r1jax.checkpoint import Checkpointer, CheckpointError
     from r1jax.config.base import ProcessLost
 
@@ -398,15 +398,15 @@ TWO_PROCESSES = """
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    digests = checkpoint._digests
+    digests = durable.digests
     if process == 1:
-        checkpoint._digests = full
+        durable.digests = full
     try:
         checkpointer.save(4, target, {})
         checkpointer.wait()
     except CheckpointError as error:
         print(error, checkpointer.steps())
-    checkpoint._digests = digests
+    durable.digests = digests
 
     if process == 0:
         data = max((directory / "3" / "state" / "ocdbt.process_1").rglob("d/*"), key=lambda p: p.stat().st_size)
