@@ -18,7 +18,7 @@ import tiny
 from r1jax import cli, config, sharding, types
 from r1jax.checkpoint import Checkpointer
 from r1jax.config import Guards, Watchdog
-from r1jax.data.sources import Mixture, load
+from r1jax.data import sft
 from r1jax.observe import guards as rules
 from r1jax.observe.metrics import read_metrics
 from r1jax.observe.phases import Phases
@@ -310,29 +310,22 @@ def test_a_stalled_process_goes_on_or_ends_as_it_is_told(tmp_path):
 
 
 def test_the_watchdog_of_a_run_sees_its_phases(folder, capsys, monkeypatch):
-    """A row that takes long to read stalls the update that it is for."""
-    said, seen, taken = [], threading.Event(), tiny.Trap.__getitem__
+    """Rows that take long to come stall the update that they are for."""
+    said, seen, taken, take = [], threading.Event(), [], sft.take
 
     def heard(line):
         said.append(line)
         if "in phase update after step 1 on " in line:  # on a busy machine another phase may take long as well
             seen.set()
 
+    def slow(*args):
+        taken.append(args)
+        assert len(taken) != 2 or seen.wait(300)
+        return take(*args)
+
     monkeypatch.setattr("r1jax.supervise.warn", heard)
-
-    def slow(self, index):
-        row = taken(self, index)
-        if row["prompt"] == trapped:
-            assert seen.wait(300)
-        return row
-
-    stage = tiny.sft(model=tiny.DENSE, steps=2, sources=(tiny.source(trap="none.json"),))
-    trapped = Mixture([(s, load(s)) for s in stage.sources], stage.seed)[stage.batch]["prompt"]
-    monkeypatch.setattr(tiny.Trap, "__getitem__", slow)
-    made = (
-        "tiny.sft(model=tiny.DENSE, steps=2, sources=(tiny.source(trap='none.json'),), "
-        "watchdog=c.Watchdog(stall_seconds=1.0))"
-    )
+    monkeypatch.setattr(sft, "take", slow)
+    made = "tiny.sft(model=tiny.DENSE, steps=2, watchdog=c.Watchdog(stall_seconds=1.0))"
     code, out, err = train(capsys, made)
     assert code == 0, err
     assert seen.is_set(), said
