@@ -182,6 +182,7 @@ def test_a_run_that_overflows_stops_with_its_batch_and_its_last_good_weights(fol
     assert err.startswith("r1jax: stopped: 3 updates in a row") and err.endswith("saved at step 4 of run\n")
     assert "all numbers of its batch are finite" in err and "run/not-finite-4.npz" in err
     assert [row["update/skipped"] for row in tiny.metrics(folder / "run")] == [0, 1, 2, 3]
+    assert "guard/" not in (folder / "run/metrics.jsonl").read_text()
     with np.load("run/not-finite-4.npz") as saved:
         assert saved["tokens"].shape == saved["mask"].shape and saved["mask"].any()
     # What the first update made is what the last checkpoint holds.

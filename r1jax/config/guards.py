@@ -10,9 +10,9 @@ from r1jax.config.base import ConfigError
 
 @dataclass(frozen=True)
 class Guards:
-    """Rules over the metrics of a run's updates. Each warns once when it begins to hold: a line on the terminal, and
-    ``guard/NAME`` in the metrics for as long as it holds. Thresholds are ours: R1's team published none. Safe to change on
-    resume."""
+    """Rules over the metrics of a run's updates; all but the first are about sampled answers, so SFT has none of them. Each
+    warns once when it begins to hold: a line on the terminal, and ``guard/NAME`` in the metrics for as long as it holds.
+    Thresholds are ours: R1's team published none. Safe to change on resume."""
 
     not_finite: int = 3
     """The run stops after so many updates in a row whose loss or gradient was not finite; none of them is applied. 0 never

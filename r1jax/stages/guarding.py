@@ -16,8 +16,8 @@ from r1jax.types import PackedBatch
 
 
 class Guarding:
-    """Sees every update and its metrics. Rules over metrics are looked at by the first process alone, which has the rows; what
-    is not finite all see alike.
+    """Sees every update and its metrics. Rules over metrics, which are about answers and what they earn, are looked at by the
+    first process alone, which has the rows; what is not finite all see alike.
 
     Args:
       run: the stage's run directory.
@@ -45,7 +45,7 @@ class Guarding:
         if "update/skipped" not in values:
             return {}, []
         self._count_not_finite(step, values, batch)
-        if self._rows is None:
+        if self._rows is None or rules.KEYS["reward"] not in values:  # SFT is to make the policy surer of itself
             return {}, []
         held = rules.holding(self._guards, [*self._rows, values])
         begun = rules.beginning(self._guards, self._rows, held)

@@ -62,9 +62,10 @@ def train(
         run = run or open_run(name, settings, path)
         run.upload()  # a bucket that holds a stage's files alone holds no run
         print(f"run directory: {run.name}", flush=True)
-        disk.check_room(prepared, run, pipeline=pipeline)
         if pipeline:
             make_way(decisions, run, first)
+        disk.check_room(prepared, run, pipeline=pipeline)  # what was put aside stays on the disk
+        if pipeline:
             train_stages(settings, decisions, prepared, run)
             if jax.process_index() == 0:
                 decide.note_asked(run.path, None)
