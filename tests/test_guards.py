@@ -140,11 +140,12 @@ def test_so_many_in_a_row_stop_and_an_update_between_them_does_not(tmp_path):
 
 
 def test_a_limit_of_zero_never_stops_and_a_stopped_run_counts_anew(tmp_path):
-    for limit, in_a_row, stops in ((0, 0, False), (2, 2, False), (2, 1, True)):
+    for limit, in_a_row, stops in ((0, 0, [False, False]), (2, 2, [False, True]), (2, 1, [True, True])):
         guarding = Guarding(Guards(not_finite=limit), tmp_path, [], skipped=2, in_a_row=in_a_row)
-        guarding.took(3, batch(), 1, 4.0)
-        guarding.saw(3, {"update/skipped": 3, "loss": 1.0, "grad/norm": float("nan")})
-        assert bool(guarding.reason) == stops
+        for step, stopped in zip((3, 4), stops, strict=True):
+            guarding.took(step, batch(), 1, 4.0)
+            guarding.saw(step, {"update/skipped": step, "loss": 1.0, "grad/norm": float("nan")})
+            assert bool(guarding.reason) == stopped
 
 
 @pytest.fixture
