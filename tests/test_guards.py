@@ -83,13 +83,13 @@ def test_rows_without_the_metric_and_values_that_are_not_finite_count_for_nothin
 
 def test_a_rule_speaks_once_until_it_has_not_held_for_a_window():
     spoken, made = [], []
-    for value in [0.5, 3.0, 3.0, 0.0, 3.0, 0, 0, 0, 3.0, 3.0]:
+    for value in [0.5, 3.0, 3.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 3.0]:
         row = {"loss": 1.0, "kl": value}
         now = rules.holding(Guards(window=2), [*made, row])
         spoken.append(rules.beginning(Guards(window=2), made, now))
         made += [row | {rules.MARK + name: 1.0 for name in now}, {"eval/pass@1": 0.5}]
-    # It holds at rows 1 to 5 (means 1.75, 3, 1.5, 1.5, 1.5), and again from row 8 on, after two at which it did not.
-    assert spoken == [[], ["kl"], [], [], [], [], [], [], ["kl"], []]
+    # Means: 0.5, 1.75, 3, 1.5, 0, 1.5, 1.5, 0, 0, 1.5. After one row below 1 it says nothing new, after two it does.
+    assert spoken == [[], ["kl"], [], [], [], [], [], [], [], ["kl"]]
 
 
 def test_guards_that_cannot_work():
