@@ -8,6 +8,8 @@ from r1jax.config.critic import Critic as Critic
 from r1jax.config.data import FileOptions as FileOptions
 from r1jax.config.data import Source as Source
 from r1jax.config.data import Text as Text
+from r1jax.config.guards import Guards as Guards
+from r1jax.config.guards import Watchdog as Watchdog
 from r1jax.config.lora import LoRA as LoRA
 from r1jax.config.mesh import Mesh as Mesh
 from r1jax.config.model import CONFIG_671B as CONFIG_671B
