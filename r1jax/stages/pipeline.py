@@ -10,8 +10,10 @@ import jax
 
 from r1jax import config, loading, mirror, processes, rundir
 from r1jax.config import GRPO, AnyStage, Pipeline, RejectionSampling
+from r1jax.config.base import GuardStop
 from r1jax.eval.answers import from_first
-from r1jax.observe import ledger
+from r1jax.observe import ledger, report
+from r1jax.observe.profile import Steps
 from r1jax.rundir import RunDir
 from r1jax.stages import decide, grpo, preflight, rejection_sampling, sft, summary
 from r1jax.stages.decide import Decision
@@ -31,6 +33,7 @@ def train(
     dry_run: bool = False,
     first: str | None = None,
     last: str | None = None,
+    profile: Steps | None = None,
 ) -> int:
     """Trains to the end. Returns the exit code: 0 done, 75 pre-empted and saved.
 
@@ -39,6 +42,7 @@ def train(
       run_dir: where to write; a run that is there is resumed.
       dry_run: only check, and show what would be done.
       first, last: of a pipeline: the stages to begin and to end with, see ``decide.decide``.
+      profile: the first and the last step to trace; of a pipeline, in each stage that trains.
 
     Raises:
       ConfigError: the user's mistakes, before anything is trained.
@@ -64,17 +68,23 @@ def train(
         print(f"run directory: {run.name}", flush=True)
         if pipeline:
             make_way(decisions, run, first)
-            train_stages(settings, decisions, prepared, run)
+            train_stages(settings, decisions, prepared, run, profile)
             if jax.process_index() == 0:
                 decide.note_asked(run.path, None)
         else:
-            train_stage(prepared.get(name), settings, run, name)
+            train_stage(prepared.get(name), settings, run, name, profile)
+        note_end(run, "finished")
     except Preempted as saved:
+        note_end(run, "pre-empted", saved)
         print(f"{saved}; go on with --run-dir {run.name}", flush=True)
         return PREEMPTED
     except KeyboardInterrupt:
+        note_end(run, "interrupted")
         # The command line says how to go on with a run.
         raise (KeyboardInterrupt() if run is None else KeyboardInterrupt(run.path)) from None
+    except Exception as error:
+        note_end(run, "guard" if isinstance(error, GuardStop) else "failed", error)
+        raise
     finally:
         if run is not None:
             run.close()
@@ -82,8 +92,24 @@ def train(
         summary.show(run.path, settings)
         if pipeline:
             ledger.show(run.path, list(settings.stages()), settings.bill)
+        write_report(run)
         run.upload()
     return 0
+
+
+def note_end(run: RunDir | None, how: rundir.End, why: object = "") -> None:
+    """Says in the run directory how this attempt ends; where a guard stopped it, a report shows what the guard saw."""
+    if run is not None and jax.process_index() == 0:
+        run.end(how, str(why))
+        if how == "guard":
+            write_report(run)
+
+
+def write_report(run: RunDir) -> None:
+    try:
+        report.write(run.path)
+    except Exception as error:  # of whatever kind: what was trained counts, and the command can be given again
+        print(f"no report.html: {type(error).__name__}: {error}; try `r1jax report {run.name}`", flush=True)
 
 
 def open_run(name: str, settings: AnyStage | Pipeline, path: Path | None) -> RunDir:
@@ -137,7 +163,11 @@ def make_way(decisions: Mapping[str, Decision], run: RunDir, first: str | None) 
 
 
 def train_stages(
-    pipeline: Pipeline, decisions: Mapping[str, Decision], prepared: dict[str, Prepared | PreparedRows], run: RunDir
+    pipeline: Pipeline,
+    decisions: Mapping[str, Decision],
+    prepared: dict[str, Prepared | PreparedRows],
+    run: RunDir,
+    profile: Steps | None = None,
 ) -> None:
     """Every stage in a run directory of its own below the pipeline's; finished ones are skipped."""
     stages, inputs = pipeline.stages(), pipeline.inputs()
@@ -154,7 +184,8 @@ def train_stages(
             try:
                 if jax.process_index() > 0:
                     rundir.find(run.name, jax.process_index())  # of a run on gs://, what the first process has written since
-                train_stage(given(stage, prepared.pop(name), done, inputs[name], inner.path), stage, inner, title)
+                ready = given(stage, prepared.pop(name), done, inputs[name], inner.path)
+                train_stage(ready, stage, inner, title, profile)
             finally:
                 inner.close()
         done[name] = run.path / name
@@ -181,7 +212,9 @@ def given(
 # -- One stage
 
 
-def train_stage(found: Prepared | PreparedRows | None, stage: AnyStage, run: RunDir, title: str) -> None:
+def train_stage(
+    found: Prepared | PreparedRows | None, stage: AnyStage, run: RunDir, title: str, profile: Steps | None = None
+) -> None:
     """One stage from where it is to its last step.
 
     Args:
@@ -193,7 +226,7 @@ def train_stage(found: Prepared | PreparedRows | None, stage: AnyStage, run: Run
     if isinstance(found, PreparedRows):
         rejection_sampling.make(found, run, title)
         return
-    with open_workspace(found, run, title) as work:
+    with open_workspace(found, run, title, profile) as work:
         if work.step == 0:
             begin(work)
         if work.step < stage.steps:

@@ -266,7 +266,8 @@ def balance_router(params: Any, sums: dict, rate: float) -> Any:
 
 
 def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
-    """Sums over a batch as means: parts of the loss by the loss's denominator, the rest by trained tokens."""
+    """Sums over a batch as means: parts of the loss by the loss's denominator, the rest by trained tokens. ``expert/load`` is
+    float32[expert layers, E], over the mean of the layer; all others are float32[]."""
     tokens = jnp.maximum(sums["tokens"], 1.0)
     per_token = {
         "nll": "loss/nll",
@@ -293,4 +294,6 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         shares = [load / jnp.maximum(load.mean(-1, keepdims=True), 1e-9) for load in sums["load"] if load is not None]
         out["expert/max_load"] = jnp.stack([s.max() for s in shares]).max()
         out["expert/min_load"] = jnp.stack([s.min() for s in shares]).min()
+        every = jnp.concatenate([s.reshape(-1, s.shape[-1]) for s in shares])
+        out["expert/load"] = sharding.constrain(every, None, None)  # whole in each process, as scalars are
     return out
