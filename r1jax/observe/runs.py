@@ -112,17 +112,17 @@ def backwards(path: Path, block: int = 1 << 16) -> Iterator[bytes]:
     if not path.exists():
         return
     with path.open("rb") as file:
-        position, rest = file.seek(0, 2), None  # what is behind the last newline is torn
+        position, rest, torn = file.seek(0, 2), b"", True
         while position:
             size = min(block, position)
             position -= size
             file.seek(position)
-            lines = (file.read(size) + (rest or b"")).split(b"\n")
-            if rest is None:
-                lines[-1] = b""
-            rest = lines[0]
-            yield from (line for line in reversed(lines[1:]) if line)
-        if rest:
+            rest, *lines = (file.read(size) + rest).split(b"\n")
+            if torn and lines:
+                lines.pop()  # what is behind the last newline
+                torn = False
+            yield from (line for line in reversed(lines) if line)
+        if rest and not torn:
             yield rest
 
 

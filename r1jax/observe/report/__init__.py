@@ -58,13 +58,12 @@ def report(command: Report, console: Console | None = None) -> int:
     data = collect(found, command.bench)
     try:
         _put(out, render(data))
+        console.print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
         if command.figures:
             figures.write(data, out.with_suffix(""))
+            console.print(f"{out.with_suffix('')}/ (PNG and CSV)", markup=False, soft_wrap=True)
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}; name another file with --out") from error
-    size = out.stat().st_size
-    beside = f"; PNG and CSV in {out.with_suffix('')}/" if command.figures else ""
-    console.print(f"{out} ({size / 1e6:.1f} MB){beside}", markup=False, soft_wrap=True)
     return 0
 
 

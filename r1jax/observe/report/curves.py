@@ -15,7 +15,7 @@ import numpy as np
 
 from r1jax.observe import jsonl
 from r1jax.observe.samples import prompt_of
-from r1jax.observe.text import shorten
+from r1jax.observe.text import printable, shorten
 
 POINTS = 500
 """Of a curve at most; a curve of more has so many stretches of steps, each with its mean, least and most."""
@@ -151,7 +151,7 @@ def parts(completion: str) -> tuple[str, str]:
 
 
 def _cut(text: str, limit: int) -> str:
-    return shorten(text, limit, limit)
+    return printable(shorten(text, limit, limit))
 
 
 def _lines(file: Path) -> Iterator[bytes]:

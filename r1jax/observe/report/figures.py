@@ -12,7 +12,7 @@ from r1jax.observe.curve import curve_png
 
 def write(data: dict[str, Any], folder: Path) -> None:
     """Into ``folder``: ``curves.csv``, the points of all curves; ``stages.csv``, the table of stages; and a PNG for each panel,
-    or with several stages for each metric."""
+    or where several stages have its metrics for each of them."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = [track["label"] for track in data["tracks"]]
     with (folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
@@ -29,13 +29,13 @@ def write(data: dict[str, Any], folder: Path) -> None:
             for key, (first, last) in track["edges"].items():
                 table.writerow([track["label"], track["kind"], track["state"], track["step"], key, first, last])
     for panel in (panel for group in data["groups"] for panel in group["panels"]):
-        keys = panel["keys"]
-        series = {(label, k): c[k] for label, c in zip(labels, data["curves"], strict=True) for k in keys if k in c}
-        if len(labels) == 1:
+        series = {(label, k): c[k] for label, c in zip(labels, data["curves"], strict=True) for k in panel["keys"] if k in c}
+        owners = list(dict.fromkeys(label for label, _ in series))
+        if len(owners) == 1:
             _png(folder, panel, panel["title"], {key: c for (_, key), c in series.items()})
             continue
-        for key in keys:
-            title = f"{panel['title']}: {key}" if len(keys) > 1 else panel["title"]
+        for key in panel["keys"]:
+            title = f"{panel['title']}: {key}" if len(panel["keys"]) > 1 else panel["title"]
             _png(folder, panel, title, {label: c for (label, k), c in series.items() if k == key})
 
 

@@ -27,12 +27,13 @@ function scroller(label, table) {
 }
 
 function table(caption, note, head, rows, sums = 0) {
+  const cells = rows.map((row) => row.map((cell, j) => (j === 0 ? el("th", { scope: "row" }, cell)
+    : cell instanceof Node && cell.tagName === "TD" ? cell
+      : el("td", { class: typeof cell === "string" && cell.length > 22 ? "wide" : null }, cell === null || cell === undefined ? "" : cell))));
+  const isText = (j) => cells.some((row) => /wide|text|bars/.test(row[j].className));
   return scroller(caption, el("table", {}, el("caption", {}, caption, note && el("small", {}, note)),
-    el("thead", {}, el("tr", {}, head.map((h) => el("th", { scope: "col" }, h)))),
-    el("tbody", {}, rows.map((row, i) => el("tr", { class: i >= rows.length - sums ? "sum" : null }, row.map((cell, j) =>
-      j === 0 ? el("th", { scope: "row" }, cell)
-        : cell instanceof Node && cell.tagName === "TD" ? cell
-          : el("td", { class: typeof cell === "string" && cell.length > 22 ? "wide" : null }, cell === null || cell === undefined ? "" : cell)))))));
+    el("thead", {}, el("tr", {}, head.map((h, j) => el("th", { scope: "col", class: j && isText(j) ? "text" : null }, h)))),
+    el("tbody", {}, cells.map((row, i) => el("tr", { class: i >= rows.length - sums ? "sum" : null }, row)))));
 }
 
 function folded(name, title, ...children) {
@@ -108,7 +109,7 @@ function chart(title, unit, note, series) {
   const figure = el("figure", {},
     el("figcaption", {}, title, unit && el("span", { class: "unit" }, ` (${unit})`)),
     note && el("p", { class: "hint" }, note),
-    series.length > 1 || (series[0] && series[0].name !== title) ? el("ul", { class: "legend" }, series.map((s) =>
+    series.length > 1 || data.tracks.length > 1 ? el("ul", { class: "legend" }, series.map((s) =>
       el("li", {}, svg("svg", { width: 30, height: 12, "aria-hidden": "true" }, svg("path", { d: "M1,6H29", style: stroke(s.index) }), marker(s.index, 15, 6)), s.name))) : "",
     plot,
     lost ? el("p", { class: "lost" }, `${count(lost)} value${lost > 1 ? "s were" : " was"} not finite and left out`) : "");
@@ -127,7 +128,7 @@ function draw(plot, series, unit) {
   }
   const [low, high] = range(series.flatMap((s) => [...s.curve.y, ...(s.curve.lo || []), ...(s.curve.hi || [])]));
   const pad = (high - low) * 0.03;
-  const marks = ticks(low, high, 4), words = marks.map((v) => fmt(v, unit));
+  const marks = ticks(low, high, 5), words = marks.map((v) => fmt(v, unit));
   const left = 14 + Math.max(...words.map((w) => w.length)) * 6.6, right = width - 10, top = 8, bottom = HEIGHT - 34;
   let [first, last] = [Infinity, -Infinity];
   for (const s of series) { first = Math.min(first, s.curve.x[0]); last = Math.max(last, s.curve.x.at(-1)); }
@@ -252,19 +253,21 @@ function tilesOf() {
 
 function stageTable() {
   if (!data.tracks.length) return el("p", { class: "lead" }, "Nothing has begun yet.");
-  const keys = [...new Set(data.tracks.flatMap((t) => Object.keys(t.edges)))];
+  const keys = [...new Set(data.tracks.flatMap((t) => Object.keys(t.edges)))].filter((k) => k !== "eval/left_out" || data.tracks.some((t) => t.edges[k] && t.edges[k][1]));
   const rank = (k) => (k === "eval/pass@1" ? "0" : k.startsWith("eval/pass@") ? "1" + k.slice(10).padStart(6, "0") : k === "eval/greedy" ? "2" : k.startsWith("eval/") ? "3" + k : "4" + k);
   keys.sort((a, b) => (rank(a) < rank(b) ? -1 : 1));
   const facts = [["Kind", kindOf], ["Begins with", (t) => t.init.split("/").pop()], ["State", (t) => t.says], ["Step", stepOf]];
-  return table("Stage by stage", "After the last step; below it, before the first. R1's own table is folded below.", ["", ...data.tracks.map((t) => t.label)], [
+  return table("Stage by stage", "The first value and the last one. R1's own table is folded below.", ["", ...data.tracks.map((t) => t.label)], [
     ...facts.map(([name, f]) => [name, ...data.tracks.map((t) => f(t))]),
     ...keys.map((key) => [label(key), ...data.tracks.map((t) => {
       const edge = t.edges[key];
-      return edge ? el("td", {}, fmt(edge[1]), edge[0] === edge[1] ? "" : el("small", {}, el("br"), `from ${fmt(edge[0])}`)) : "";
+      return edge ? el("td", {}, edge[0] === edge[1] ? "" : el("small", {}, `${fmt(edge[0])} → `), fmt(edge[1])) : "";
     })])]);
 }
 
 // -- Curves
+
+const short = (key) => key.replace(/^(reward|eval|reflection|time|source|length|expert|clip|loss|sampler)\//, "");
 
 function curves() {
   if (!data.groups.length) return [];
@@ -277,14 +280,16 @@ function curves() {
     } }), svg("svg", { width: 26, height: 12, "aria-hidden": "true" }, svg("path", { d: "M1,6H25", style: stroke(i) }), marker(i, 13, 6)), t.label))) : "";
   const groups = data.groups.map((group) => {
     const figures = group.panels.flatMap((panel) => {
-      const has = (i, key) => data.curves[i][key];
-      if (data.tracks.length === 1) {
-        const series = panel.keys.map((key, index) => ({ name: key, index, curve: data.curves[0][key] }));
-        return [chart(panel.title, panel.unit, panel.note, series)];
+      const has = (i, key) => data.curves[i][key], owners = on.filter((i) => panel.keys.some((key) => has(i, key)));
+      if (owners.length === 1) {
+        const [i] = owners, keys = panel.keys.filter((key) => has(i, key)), alone = keys.length === 1;
+        const of = data.tracks.length > 1 ? `${data.tracks[i].label}: ` : "";
+        return [chart(panel.title, panel.unit, panel.note, keys.map((key, index) => ({
+          name: alone ? data.tracks[i].label : of + short(key), index: alone ? i : index, curve: has(i, key) })))];
       }
       return panel.keys.filter((key) => on.some((i) => has(i, key))).map((key) => chart(
-        panel.keys.length > 1 ? `${panel.title}: ${key.replace(/^(reward|eval|reflection|time|source)\//, "")}` : panel.title, panel.unit, panel.note,
-        on.filter((i) => has(i, key)).map((i) => ({ name: data.tracks[i].label, index: i, curve: data.curves[i][key] }))));
+        panel.keys.length > 1 ? `${panel.title}: ${short(key)}` : panel.title, panel.unit, panel.note,
+        on.filter((i) => has(i, key)).map((i) => ({ name: data.tracks[i].label, index: i, curve: has(i, key) }))));
     });
     return figures.length ? el("div", { class: "group" }, el("h3", {}, group.title), el("div", { class: "grid" }, figures)) : "";
   });
@@ -336,7 +341,7 @@ function experts() {
     options.map(([v, words]) => el("option", { value: v, selected: String(v) === String(chosen) }, words))));
   const rgb = (c) => `rgb(${c.join(",")})`;
   return [heading("experts", "Load of the experts"),
-    el("p", { class: "lead" }, "Tokens that each expert got, over the mean of its layer. White is an even share; orange is more, blue less.",
+    el("p", { class: "lead" }, "Tokens that each expert got, over the mean of its layer. Without colour a share is even; orange is more, blue less.",
       load.left_out ? ` ${count(load.left_out)} of ${count(load.left_out + load.steps.length)} recorded steps are left out, evenly.` : ""),
     el("figure", { class: "heat" },
       el("div", { class: "controls" },
@@ -345,7 +350,7 @@ function experts() {
         overSteps && load.layers > 1 && pick("layer", "Expert layer", [...Array(load.layers).keys()].map((i) => [i, `${i + 1} of ${load.layers}`]), h.layer),
         !overSteps && el("label", { class: "span" }, `Step ${count(load.steps[h.step])}`, el("input", { id: "heat-step", type: "range", min: 0, max: load.steps.length - 1, value: h.step,
           "aria-valuetext": `step ${load.steps[h.step]}`, oninput: (e) => change("step", Number(e.target.value)) }))),
-      el("div", { class: "row" }, el("div", { class: "ylabel" }, overSteps ? "expert" : "expert layer"), canvas),
+      el("div", { class: "row" }, el("div", { class: "ylabel" }, el("span", {}, overSteps ? "0" : "1"), el("b", {}, overSteps ? "expert" : "expert layer"), el("span", {}, String(overSteps ? rows - 1 : rows))), canvas),
       el("div", { class: "axes" }, el("span", {}, overSteps ? `step ${count(load.steps[0])}` : "expert 0"), el("span", {}, overSteps ? `step ${count(load.steps.at(-1))}` : `expert ${load.experts - 1}`)),
       el("div", { class: "scale" }, "¼ of the mean or less", el("span", { class: "ramp", style: `background:linear-gradient(to right, ${rgb(less)}, ${rgb(even)}, ${rgb(more)})` }), "4 times or more"),
       el("p", { class: "note", "aria-live": "polite" }, summary))];
@@ -398,7 +403,7 @@ function samples() {
     const hits = all.filter((row) => matches(row, f)).sort(orders[f.order][1]);
     said.textContent = `${count(hits.length)} of the ${count(all.length)} samples on this page match.`;
     found.replaceChildren(...hits.slice(0, state.shown).map(sample),
-      hits.length > state.shown ? el("button", { class: "more", type: "button", id: "f-more", onclick: () => {
+      hits.length > state.shown ? el("button", { class: "again", type: "button", id: "f-more", onclick: () => {
         const before = state.shown; state.shown += SHOWN; list(); found.children[before].querySelector("h3").focus();
       } }, `Show ${Math.min(SHOWN, hits.length - state.shown)} more`) : "");
   };
@@ -429,14 +434,14 @@ function sample(row) {
   const track = data.tracks[row.track];
   const facts = [row.reward !== undefined && `reward ${fmt(row.reward)}`, row.advantage !== undefined && `advantage ${fmt(row.advantage)}`, row.length !== undefined && `${count(row.length)} tokens`,
     row.finish && (truncated(row) ? "cut off at the cap" : `ended by ${ends[row.finish] || row.finish}`), row.dropped && `dropped: ${row.dropped}`, `prompt.sample ${row.id}`].filter(Boolean);
-  const part = (name, text) => text && el("div", { class: `part ${name}` }, el("span", {}, { expected: "expected answer" }[name] || name), el("div", { class: "text", tabindex: text.length > 900 ? "0" : null },
+  const part = (name, text) => text && el("div", { class: `part ${name}` }, el("span", {}, { expected: "expected answer", why: "why it was dropped" }[name] || name), el("div", { class: "text", tabindex: text.length > 900 ? "0" : null },
     text.split(/(\[\.\.\. [\d,]+ characters left out \.\.\.\])/).map((piece, i) => (i % 2 ? el("span", { class: "left" }, piece) : piece))));
   return el("article", { class: "sample" },
     el("h3", { tabindex: "-1" }, [data.tracks.length > 1 && track.label, `step ${count(row.step)}`, row.source, row.held && "held out"].filter(Boolean).join(" · "), el("small", {}, facts.join(" · "))),
-    part("prompt", row.prompt), part("thought", row.thought), part("answer", row.answer), part("expected", row.expected),
-    row.why && part("why", row.why),
+    el("div", { class: "parts" }, el("div", {}, part("prompt", row.prompt), part("expected", row.expected), part("why", row.why),
     el("div", { class: "rewards" }, Object.entries(row.rewards).map(([name, [value, status, why]]) => [
-      el("span", {}, name), el("span", { class: "n" }, value === null ? "none" : fmt(value)), el("span", { class: "why" }, status === "ok" ? why : el("span", { class: "lost" }, `${status}${why ? `: ${why}` : ""}`))])));
+      el("span", {}, name), el("span", { class: "n" }, value === null ? "none" : fmt(value)), el("span", { class: "why" }, status === "ok" ? why : el("span", { class: "lost" }, `${status}${why ? `: ${why}` : ""}`))]))),
+    el("div", {}, part("thought", row.thought), part("answer", row.answer))));
 }
 
 // -- Cost

@@ -50,7 +50,7 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
         Panel("Parts of the loss", r"loss/(policy|kl|nll|mtp)", ""),
         Panel("Gradient norm", r"grad/norm", "", "steady; a climb over many steps ends in divergence"),
         Panel("Learning rate", r"lr", ""),
-        Panel("Updates left out", r"update/skipped", "updates", "0"),
+        Panel("Updates left out", r"update/skipped", "updates", "0 in a healthy run"),
         Panel("Tokens trained on", r"tokens", "tokens"),
     ),
     "Experts": (
@@ -60,7 +60,7 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
     ),
     "Sampler against trainer": (
         Panel("Difference of log-probs", r"sampler/logprob_diff_(mean|max)", "nats", "mean: 1e-4 in float32, 0.02 in bfloat16"),
-        Panel("Ratio of trainer to sampler", r"sampler/ratio_mean", "1", "1"),
+        Panel("Ratio of trainer to sampler", r"sampler/ratio_mean", "1", "1 within 1e-4 in float32, 0.01 in bfloat16"),
         Panel("Routes that disagree", r"sampler/route_disagreement", "share", "below 0.05"),
         Panel("Importance weights capped", r"sampler/importance_capped", "share", "below 0.01"),
     ),
@@ -78,7 +78,7 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
     ),
     "Data": (
         Panel("Epochs by source", r"data/epochs/.*", "epochs"),
-        Panel("Rows left out", r"data/left_out.*", "rows"),
+        Panel("Rows left out", r"(data|eval)/left_out.*", "rows"),
         Panel("Prompts asked", r"data/prompts/.*", "prompts"),
         Panel("Rounds", r"round", "rounds"),
     ),
