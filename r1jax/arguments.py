@@ -22,10 +22,13 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from r1jax.config import commands
+from r1jax.config import commands, observe
 from r1jax.config.plan import Plan
 
-POSITIONAL = {commands.Train: "config", Plan: "config", commands.Samples: "run", commands.Compare: "runs"}
+POSITIONAL = {
+    commands.Train: "config", Plan: "config", commands.Compare: "runs", observe.Samples: "run", observe.Report: "runs",
+    observe.Runs: "folder",
+}  # fmt: skip
 """Class -> the field that is given without its name."""
 NAMES = {"from_": "from"}
 """Fields whose names as options are no names in Python."""

@@ -28,6 +28,7 @@ from r1jax import place, rundir, supervise
 from r1jax.arguments import REGISTRY, paragraphs
 from r1jax.config import bench as bench_commands
 from r1jax.config import commands
+from r1jax.config import observe as observe_commands
 from r1jax.config.base import ConfigError, GuardStop, ProcessLost
 from r1jax.config.loading import list_configs, load_config
 from r1jax.config.plan import Plan
@@ -51,8 +52,9 @@ def train(args: Sequence[str]) -> int:
     from r1jax.stages.pipeline import train
 
     return train(
-        config, name=name, run_dir=command.run_dir, dry_run=command.dry_run, first=command.from_, last=command.until
-    )
+        config, name=name, run_dir=command.run_dir, dry_run=command.dry_run, first=command.from_, last=command.until,
+        profile=command.profiled,
+    )  # fmt: skip
 
 
 def train_together(args: Sequence[str], name: str, command: commands.Train, places: list[Place]) -> int:
@@ -130,11 +132,25 @@ def export(args: Sequence[str]) -> int:
     return export(command)
 
 
+def report(args: Sequence[str]) -> int:
+    command = parse(observe_commands.Report, args, "r1jax report")
+    from r1jax.observe.report import report
+
+    return report(command)
+
+
+def runs(args: Sequence[str]) -> int:
+    command = parse(observe_commands.Runs, args, "r1jax runs")
+    from r1jax.observe.runs import show_runs
+
+    return show_runs(command.folder, as_json=command.json)
+
+
 def samples(args: Sequence[str]) -> int:
-    command = parse(commands.Samples, args, "r1jax samples")
+    command = parse(observe_commands.Samples, args, "r1jax samples")
     from r1jax.observe.samples import show_samples
 
-    return show_samples(command.run, where=command.where, last=command.last, follow=command.follow)
+    return show_samples(command)
 
 
 def compare(args: Sequence[str]) -> int:
@@ -262,7 +278,9 @@ COMMANDS: Commands = {
     "eval": (commands.Evaluate, evaluate),
     "reward": (commands.Reward, reward),
     "export": (commands.Export, export),
-    "samples": (commands.Samples, samples),
+    "report": (observe_commands.Report, report),
+    "samples": (observe_commands.Samples, samples),
+    "runs": (observe_commands.Runs, runs),
     "compare": (commands.Compare, compare),
     "data": (commands.Data, data),
     "bench": (bench_commands.Bench, bench),

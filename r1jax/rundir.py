@@ -2,9 +2,12 @@
 
     RUN/config.json      the complete config        RUN/checkpoints/   see ``r1jax.checkpoint``
     RUN/metrics.jsonl    one object per line        RUN/tb/            TensorBoard events
+    RUN/experts.jsonl    load of each expert        RUN/profile/       what --profile traced
     RUN/samples.jsonl    rollouts                   RUN/finished.json  step and time, when the last step was made
     RUN/model/           what the weights are: architecture, tokenizer, template, and of a LoRA run its base
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
+    RUN/ended.json       how and when the last attempt ended, and why; a killed one leaves none
+    RUN/report.html      the run on a page: see ``r1jax.observe.report``
     RUN/logs/            of several processes: what each printed (rank-1.log), and what it did last (rank-1.json); the stacks of
                          one that did not move (stalled-0.txt)
     RUN/not-finite-STEP.npz  the batch of an update that stopped the run
@@ -48,6 +51,8 @@ MAKES_ROWS = "rejection_sampling"
 MAKES_A_JUDGE = "reward_model"
 """The kind of stage whose model writes no text."""
 _LOCK = ".lock"
+_ENDED = "ended.json"
+End = Literal["finished", "guard", "pre-empted", "interrupted", "failed"]
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
@@ -120,6 +125,11 @@ class RunDir:
         """Marks the run as done with its last step."""
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         _write(self.path / "finished.json", {"step": step, "time": now})
+
+    def end(self, how: End, why: str = "") -> None:
+        """Notes how this attempt ends."""
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        _write(self.path / _ENDED, {"how": how, "why": why, "time": now})
 
     def upload(self) -> None:
         """Of a run on ``gs://``, copies what was written since the last time to the bucket.
@@ -222,8 +232,8 @@ def open_or_resume(
     except OSError as error:
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
     old, name = _settings(path), mirror.there(path)
-    was, asked = (_stages(c) or [c["kind"]] for c in (old, config_json))
-    pipeline = bool(_stages(old)) and bool(_stages(config_json))
+    was, asked = (stages_of(c) or [c["kind"]] for c in (old, config_json))
+    pipeline = bool(stages_of(old)) and bool(stages_of(config_json))
     safe = config.safe_to_change(config_json.get("kind")) if safe is None else safe
     if was != ([name for name in asked if name in was] if pipeline else asked) and last_saved(path):
         lock.close()
@@ -238,11 +248,12 @@ def open_or_resume(
             f"{name} was trained with another config: {tell(refused)}. A resumed run may change only {', '.join(safe)}; "
             f"start a new run with --init {name}@STEP, or give the old values"
         )
+    (path / _ENDED).unlink(missing_ok=True)
     # The mark goes first: killed between the two, the run is still resumed.
     if any(place.split(".")[-1] == "steps" and (new or 0) > (was or 0) for place, was, new in changes):
         (path / "finished.json").unlink(missing_ok=True)
     if changes:
-        found = _read_config(path)
+        found = read_config(path)
         _write(path / "config.json", config_json | {name: found[name] for name in FOUND if name in found})
     return RunDir(path, config_json, lock, _uploads(path), lease)
 
@@ -251,8 +262,27 @@ def is_run(path: Path) -> bool:
     """Whether a directory is a run, of a stage or a pipeline; a Hugging Face directory has a config.json too."""
     if not (Path(path) / "config.json").is_file():
         return False
-    found = _read_config(path)
-    return _is_stage(found) or bool(_stages(found))
+    found = read_config(path)
+    return is_stage(found) or bool(stages_of(found))
+
+
+def ended(path: Path) -> dict | None:
+    """``{"how": End, "why": str, "time": str}`` of the last attempt; None of one that goes on or was killed."""
+    file = Path(path) / _ENDED
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process trains in this directory now; None where the file system has no locks."""
+    try:
+        with open(Path(path) / _LOCK) as file:
+            # Shared, and let go at once: it is in the way of a run that starts in this very moment only.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        return None if error.errno in _NO_LOCKS_HERE else False
+    return False
 
 
 def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:
@@ -272,7 +302,7 @@ def has_saved(stage: Path) -> bool:
     """Whether the run directory of a stage, which need not exist, holds work that goes on: a checkpoint, or sampled answers."""
     if not is_run(stage):
         return False
-    return has_checkpoint(stage) or (_read_config(stage).get("kind") == MAKES_ROWS and (stage / "samples.jsonl").exists())
+    return has_checkpoint(stage) or (read_config(stage).get("kind") == MAKES_ROWS and (stage / "samples.jsonl").exists())
 
 
 def changes(stage: Path, config_json: dict) -> list[tuple[str, Any, Any]]:
@@ -284,7 +314,7 @@ def changes(stage: Path, config_json: dict) -> list[tuple[str, Any, Any]]:
 
 def inputs(stage: Path) -> dict[str, str]:
     """What a stage recorded as ``inputs``."""
-    return _read_config(stage).get("inputs", {})
+    return read_config(stage).get("inputs", {})
 
 
 def identity(stage: Path) -> str:
@@ -319,15 +349,15 @@ def put_aside(stage: Path) -> Path:
 
 def chosen(stage: Path | None) -> dict[str, int]:
     """What a stage with a checkpoint recorded as ``chosen``; empty where there is none."""
-    return _read_config(stage).get("chosen", {}) if stage is not None and has_checkpoint(stage) else {}
+    return read_config(stage).get("chosen", {}) if stage is not None and has_checkpoint(stage) else {}
 
 
 def last_saved(path: Path) -> str:
     """What a run has saved last in words, ``step 20``, ``step 20 of grpo`` or ``answers of rejection``; empty if nothing."""
     if not is_run(path):
         return ""
-    found = _read_config(path)
-    for name in [""] if _is_stage(found) else reversed(_stages(found)):
+    found = read_config(path)
+    for name in [""] if is_stage(found) else reversed(stages_of(found)):
         if steps := saved_steps(path / name):
             return f"step {max(steps)}" + (f" of {name}" if name else "")
         if has_saved(path / name):
@@ -342,9 +372,9 @@ def last_stage(path: Path) -> Path:
       config.ConfigError: nothing has a checkpoint yet.
     """
     path = Path(path)
-    found = _read_config(path)
-    writing = [name for name in reversed(_stages(found)) if found[name]["kind"] != MAKES_A_JUDGE]
-    candidates = [path] if _is_stage(found) else [path / name for name in writing]
+    found = read_config(path)
+    writing = [name for name in reversed(stages_of(found)) if found[name]["kind"] != MAKES_A_JUDGE]
+    candidates = [path] if is_stage(found) else [path / name for name in writing]
     for stage in candidates:
         if has_checkpoint(stage):
             return stage
@@ -354,13 +384,14 @@ def last_stage(path: Path) -> Path:
     raise config.ConfigError(f"{name} has no checkpoint yet; train it with --run-dir {name}")
 
 
-def _is_stage(found: Any) -> bool:
+def is_stage(found: Any) -> bool:
+    """Whether what config.json holds is the config of a stage, not of a pipeline."""
     return isinstance(found, dict) and "kind" in found and "sources" in found
 
 
-def _stages(found: Any) -> list[str]:
+def stages_of(found: Any) -> list[str]:
     """The stages of a pipeline's config, in order."""
-    return [name for name, value in found.items() if _is_stage(value)] if isinstance(found, dict) else []
+    return [name for name, value in found.items() if is_stage(value)] if isinstance(found, dict) else []
 
 
 def tell(changes: list[tuple[str, Any, Any]], most: int = 8) -> str:
@@ -377,10 +408,10 @@ def tell(changes: list[tuple[str, Any, Any]], most: int = 8) -> str:
 
 def _settings(path: Path) -> dict:
     """The config of a run as it would be written today: fields that are newer than the run have their defaults."""
-    found = {name: value for name, value in _read_config(path).items() if name not in FOUND}
-    if _is_stage(found):
+    found = {name: value for name, value in read_config(path).items() if name not in FOUND}
+    if is_stage(found):
         return _with_defaults(found)
-    return {name: _with_defaults(value) if _is_stage(value) else value for name, value in found.items()}
+    return {name: _with_defaults(value) if is_stage(value) else value for name, value in found.items()}
 
 
 def _with_defaults(stage: dict) -> dict:
@@ -391,7 +422,12 @@ def _with_defaults(stage: dict) -> dict:
         return stage
 
 
-def _read_config(path: Path) -> Any:
+def read_config(path: Path) -> Any:
+    """What a run's config.json holds: the settings, and beside them what was ``FOUND``.
+
+    Raises:
+      config.ConfigError: it is not JSON.
+    """
     file = Path(path) / "config.json"
     try:
         return json.loads(file.read_text())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from r1jax.config.observe import Samples
 from r1jax.observe.metrics import MetricsWriter, read_metrics, series
 from r1jax.observe.samples import SamplesWriter, show_samples
 
@@ -116,7 +117,7 @@ def sample(accuracy, *, status="ok", source="arithmetic", length=10, completion=
 
 def shown(run, **kwargs):
     with (run / "shown.txt").open("w+", encoding="utf-8") as file:
-        show_samples(run, console=Console(file=file, width=60), **kwargs)
+        show_samples(Samples(str(run), **kwargs), Console(file=file, width=60))
         file.seek(0)
         return file.read()
 
@@ -191,7 +192,7 @@ def test_a_folder_of_runs_names_the_newest(tmp_path):
         (stage / "config.json").write_text("{}")
         os.utime(stage, (number, number))
     with pytest.raises(ValueError, match="is a folder of 7 runs; name one: ") as error:
-        show_samples(tmp_path)
+        show_samples(Samples(str(tmp_path)))
     assert [word.strip(",").rpartition("/")[2] for word in str(error.value).split()[-6:]] == [
         *(f"run-{number}" for number in range(2, 7)),
         "...",

@@ -162,7 +162,8 @@ def sft_steps():
     divisor = denominator("token", answers=len(SEQUENCES), tokens=int(batch.mask.sum()), cap=20)
     for _ in range(SFT.steps):
         state, metrics = trainer.update(state, batch, count, divisor)
-        out.append(({k: float(v) for k, v in metrics.items()}, numpy_of(torch_reference.tensors(state.params, MLA))))
+        scalars = {k: float(v) for k, v in metrics.items() if not v.ndim}
+        out.append((scalars, numpy_of(torch_reference.tensors(state.params, MLA))))
     return out
 
 
@@ -270,7 +271,7 @@ def grpo_step(variant):
     state, metrics = trainer.update(trainer.create(draw(QWEN3)), trainer.put(batch), count, divisor)
     grads = jax.tree.map(lambda moment: moment / (1 - trainer.stage.optimizer.b1), state.opt_state[0].mu)
     by_name = (numpy_of(torch_reference.tensors(x, QWEN3)) for x in (state.params, grads))
-    return {k: float(v) for k, v in metrics.items()}, *by_name
+    return {k: float(v) for k, v in metrics.items() if not v.ndim}, *by_name
 
 
 def pack(stage, logprobs):

@@ -94,7 +94,7 @@ def updated(learner, packed, count, divisor, state=None):
     """(metrics, state) on the host."""
     state = learner.create(weights(learner.model)) if state is None else state
     state, metrics = learner.update(state, learner.put(packed), count, divisor)
-    return {name: float(value) for name, value in metrics.items()}, state
+    return {name: float(value) for name, value in metrics.items() if not value.ndim}, state
 
 
 def leaves(tree):

@@ -43,7 +43,7 @@ ROOMS = {
     "eval": (*FLOOR_4, "loading", "bench.peers", "plan", "observe.display"),
     # What is needed, what an error says of the memory, and what compiles.
     "bench": (*FLOOR_4, "loading", "plan.flops", "plan.shortage", "observe.compiling", "observe.phases"),
-    "observe": FLOOR_0,
+    "observe": (*FLOOR_0, "rundir"),  # what it looks at lies in run directories
     "rundir": FLOOR_0,
     "loading": (*FLOOR_4, "rundir"),  # a run directory is one of the names of a model
     "doctor": FLOOR_0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,9 @@ class Train:
     """Of a pipeline: begin with this stage, and run it anew if it was finished. The stages before it are used as they are."""
     until: str | None = None
     """Of a pipeline: end with this stage."""
+    profile: str | None = None
+    """Steps to trace into RUN/profile, which XProf and TensorBoard open: ``5``, or ``5:8`` with the last; whole rounds, on the
+    first process. The first steps compile."""
     processes: int = 0
     """So many processes on this machine, which share its GPUs; 0 and 1: one, on all of them. What the others print is in
     RUN/logs. In a SLURM step every task is found to be one of several by itself."""
@@ -45,6 +49,18 @@ class Train:
     def __post_init__(self):
         if self.processes < 0:
             raise ConfigError(f"--processes is {self.processes}; it must not be negative")
+        _ = self.profiled
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step to trace."""
+        if self.profile is None:
+            return None
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", self.profile)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= last:
+            raise ConfigError(f"--profile is {self.profile}; give a step from 1 on, or FIRST:LAST, as in 5:8")
+        return first, last
 
 
 DEFAULT_TOKENS = 512
@@ -311,24 +327,6 @@ class Export(OfModel):
             raise ConfigError("--adapter writes a PEFT directory in float32 or bfloat16: no .gguf, no --like, no --dtype fp8")
         if gguf and self.like is not None:
             raise ConfigError("--like compares Hugging Face directories; leave it out for a GGUF file")
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Show the rollouts of a run."""
-
-    run: Path
-    """A run directory."""
-    follow: bool = False
-    """Go on as new ones are written."""
-    where: tuple[str, ...] = ()
-    """Only those for which all of these hold: ``NAME=VALUE``, ``NAME<NUMBER`` or ``NAME>NUMBER``, as in ``accuracy=0``."""
-    last: int = 10
-    """How many of the newest; 0 shows all."""
-
-    def __post_init__(self):
-        if self.last < 0:
-            raise ConfigError(f"--last is {self.last}; it must be >= 0 (0 shows all)")
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,15 @@ class Log:
     """Steps between two samples shown on the terminal."""
     samples_per_step: int = 4
     """Rollouts written to samples.jsonl at each round; 0 writes none, -1 all."""
+    expert_load_every: int = 10
+    """Steps between two rows of experts.jsonl, the load of each expert in each layer; step 1 has one too. 0 writes none."""
     tensorboard: bool = True
     wandb: str | None = None
     """Project name; needs the extra ``wandb``."""
 
     def __post_init__(self):
-        if self.sample_every < 0 or self.samples_per_step < -1:
-            raise ConfigError("log.sample_every must be >= 0 and log.samples_per_step >= -1")
+        if min(self.sample_every, self.expert_load_every) < 0 or self.samples_per_step < -1:
+            raise ConfigError("log.sample_every and log.expert_load_every must be >= 0 and log.samples_per_step >= -1")
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def curve_png(path: Path, series: Mapping[str, Sequence[Point]], *, title: str, 
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#999999")
     if len(series) > 1:
-        axes.legend(fontsize=13, frameon=False)
+        many = sum(map(len, series.values())) > 2000  # the best place is then slow to find
+        axes.legend(fontsize=13, frameon=False, loc="upper left" if many else "best")
     figure.savefig(path)
 
 

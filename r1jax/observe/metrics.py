@@ -12,6 +12,7 @@ from typing import Any
 from r1jax.observe import jsonl
 
 FILE = "metrics.jsonl"
+LOAD = "experts.jsonl"
 
 
 class MetricsWriter:
@@ -45,6 +46,9 @@ class MetricsWriter:
         path = Path(path)
         self._wandb = _wandb_run(path, wandb, config) if wandb else None
         self._lines = jsonl.Appender(path / FILE, resumed_at)
+        self._load: jsonl.Appender | None = None  # only a mixture of experts has the file
+        self._load_file = path / LOAD
+        jsonl.cut_back(self._load_file, resumed_at)
         self._tensorboard = _TensorBoard(path / "tb", resumed_at) if tensorboard else None
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -56,6 +60,13 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(values, step=int(step))
 
+    def write_load(self, step: int, load: Any) -> None:
+        """The load of each expert over the mean of its layer, float32[layers, E], as a row of ``experts.jsonl``:
+        ``{"step": 10, "load": [[1.02, 0.98], ...]}``."""
+        if self._load is None:
+            self._load = jsonl.Appender(self._load_file)
+        self._load.write({"step": int(step), "load": [[round(x, 3) for x in layer] for layer in load.tolist()]})
+
     def flush(self) -> None:
         """Brings the TensorBoard events to the disk; the rows of ``metrics.jsonl`` are there as soon as they are written."""
         if self._tensorboard is not None:
@@ -63,6 +74,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         self._lines.close()
+        if self._load is not None:
+            self._load.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

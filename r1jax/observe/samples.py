@@ -8,6 +8,7 @@ rows also ``dropped``, the rule that an answer broke ('' where it was kept), and
 from __future__ import annotations
 
 import json
+import operator
 import re
 import time
 from collections import deque
@@ -19,12 +20,15 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from r1jax import mirror, rundir
+from r1jax.config.observe import Samples
 from r1jax.observe import jsonl
 from r1jax.observe.text import number, printable
 
 FILE = "samples.jsonl"
 FIELDS = ("step", "prompt_id", "sample", "source", "answer", "reward", "advantage", "finish", "length", "dropped")
-"""Fields of a row that ``--where`` compares, beside rewards by name and ``NAME.status``."""
+"""Fields of a row that ``--where`` compares, beside rewards by name, ``NAME.status``, ``truncated`` and ``held_out``."""
+COMPARES = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 NAMED = 5
 """Runs that a complaint names at most."""
 
@@ -66,43 +70,37 @@ class Condition:
     def parse(cls, text: str) -> Condition:
         """
         Raises:
-          ValueError: ``text`` is not NAME=VALUE, NAME<VALUE or NAME>VALUE.
+          ValueError: ``text`` is not NAME, one of ``COMPARES``, and a value.
         """
-        match = re.fullmatch(r"\s*([^=<>]+?)\s*([=<>])\s*(.*?)\s*", text)
-        if not match or (match[2] in "<>" and _as_float(match[3]) is None):
-            raise ValueError(f"--where {text}: expected NAME=VALUE, NAME<NUMBER or NAME>NUMBER, e.g. accuracy=0")
+        match = re.fullmatch(r"\s*([^=<>!]+?)\s*(<=|>=|!=|[=<>])\s*(.*?)\s*", text)
+        if not match or (match[2][0] in "<>" and _as_float(match[3]) is None):
+            raise ValueError(f"--where {text}: expected NAME=VALUE, NAME!=VALUE, NAME<NUMBER, <=, > or >=, e.g. accuracy=0")
         return cls(*match.groups())
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Numbers are compared as numbers, anything else as text, and only by =. An absent name does not hold."""
+        """Numbers are compared as numbers, anything else as text, and only by = and !=. An absent name does not hold."""
         if self.name not in values:
             return False
         value = values[self.name]
         left, right = _as_float(value), _as_float(self.value)
         if left is None or right is None:
-            return self.compare == "=" and str(value) == self.value
-        return {"=": left == right, "<": left < right, ">": left > right}[self.compare]
+            same = str(value) == self.value
+            return same if self.compare == "=" else self.compare == "!=" and not same
+        return COMPARES[self.compare](left, right)
 
 
 def values(row: Mapping[str, Any]) -> dict[str, Any]:
     """What ``--where`` can name in a row: its fields, and each reward's value and ``NAME.status``."""
     found = {name: row[name] for name in FIELDS if name in row}
+    found |= {"truncated": float(row.get("finish") == "length"), "held_out": float(row.get("held_out", False))}
     for name, score in row.get("rewards", {}).items():
         found[name] = score.get("value")
         found[f"{name}.status"] = score.get("status")
     return found
 
 
-def show_samples(
-    run: Path, *, where: tuple[str, ...] = (), last: int = 10, follow: bool = False, console: Console | None = None
-) -> int:
+def show_samples(command: Samples, console: Console | None = None) -> int:
     """Prints the last samples of a run, or of each stage of a pipeline's run; with ``follow`` also those that come.
-
-    Args:
-      run: a run directory.
-      where: conditions ``NAME=VALUE``, ``NAME<VALUE`` or ``NAME>VALUE`` that all must hold.
-      last: how many of the samples written so far are shown, of each stage; 0 shows all.
-      follow: go on until interrupted.
 
     Returns:
       0, the exit code.
@@ -110,8 +108,18 @@ def show_samples(
     Raises:
       ValueError: no samples there, a malformed condition, or a name that no sample has; one line.
     """
+    run, last, follow = Path(command.run), command.last, command.follow
+    if mirror.is_remote(command.run):
+        run = rundir.find(command.run)
     console = console or Console(highlight=False)
-    conditions = [Condition.parse(text) for text in where]
+    conditions = [Condition.parse(text) for text in command.where]
+    wanted = command.text.casefold()
+
+    def matches_all(row: Mapping[str, Any]) -> bool:
+        if wanted and wanted not in f"{prompt_of(row)}\n{row.get('completion', '')}".casefold():
+            return False
+        return all(c.holds(values(row)) for c in conditions)
+
     if not run.is_dir():
         raise ValueError(f"{run} is not a directory; name a run directory, such as runs/quickstart-20260101-120000")
     if runs := _runs(run):
@@ -126,7 +134,7 @@ def show_samples(
     for stage, tail in tails.items():
         for row in tail.rows():
             known |= values(row).keys()
-            if all(c.holds(values(row)) for c in conditions):
+            if matches_all(row):
                 matches[stage].append(row)
     for condition in conditions:
         if known and condition.name not in known:
@@ -141,7 +149,7 @@ def show_samples(
         while follow:
             for stage, path in _files(run).items():
                 for row in tails.setdefault(stage, _Tail(path)).rows():
-                    if all(c.holds(values(row)) for c in conditions):
+                    if matches_all(row):
                         print_sample(row, stage, console)
             time.sleep(0.5)
     except KeyboardInterrupt:
@@ -158,10 +166,7 @@ def print_sample(row: Mapping[str, Any], stage: str, console: Console) -> None:
     heading = [stage] if stage else []
     heading += [f"{name} {row[name]}" for name in ("step", "source", "prompt_id", "sample") if name in row]
     console.rule(Text(printable("  ".join(heading), console.encoding or "utf-8"), "bold"), align="left")
-    prompt = row.get("prompt", "")
-    if isinstance(prompt, list):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-    put(str(prompt), "dim")
+    put(prompt_of(row), "dim")
     put(str(row.get("completion", "")))
     if row.get("answer") is not None:
         put(f"answer      {row['answer']}", "green")
@@ -173,6 +178,14 @@ def print_sample(row: Mapping[str, Any], stage: str, console: Console) -> None:
     ends += [f"{k} {row[k]}" for k in ("finish", "length") if k in row]
     put("  ".join(ends), "dim")
     put("")
+
+
+def prompt_of(row: Mapping[str, Any]) -> str:
+    """The prompt as text, also where it is messages."""
+    prompt = row.get("prompt", "")
+    if isinstance(prompt, list):
+        return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
+    return str(prompt)
 
 
 class _Tail:

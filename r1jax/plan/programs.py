@@ -82,8 +82,8 @@ def _reaches_host(mesh: jax.sharding.Mesh) -> bool:
 def decode(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """The decode loop, with the longest cache; its figures are those of one turn, a token for every slot."""
     sampler = Sampler(
-        model, stage.engine, sharding.sampler_mesh(stage.engine, mesh), end_ids=(1,), record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
-        adapters=stage.lora,
+        model, stage.engine, sharding.sampler_mesh(stage.engine, mesh), end_ids=(1,), adapters=stage.lora,
+        record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
     )  # fmt: skip
     sampling = dataclasses.replace(stage.sampling, max_new_tokens=longest_answer(stage))
     length = cache_length(stage.engine, sampling.max_new_tokens)

@@ -16,6 +16,7 @@ from r1jax.data.packing import pack_sequences
 from r1jax.eval import answers as asking
 from r1jax.eval.answers import Answers, Question
 from r1jax.losses.sums import denominator
+from r1jax.observe import reflection
 from r1jax.plan import spent
 from r1jax.stages import preferences, rollouts
 from r1jax.stages.evaluation import hold_out, stop_if_scores_fail
@@ -27,7 +28,8 @@ from r1jax.types import PackedBatch, Trajectories
 def train(work: Workspace) -> None:
     """Runs to ``stage.steps``, from wherever the workspace was restored."""
     while work.step < work.stage.steps:
-        play_round(work)
+        with work.profile.round(work.step + 1, work.step + work.stage.minibatches):
+            play_round(work)
 
 
 def play_round(work: Workspace) -> None:
@@ -192,7 +194,7 @@ def log(work: Workspace, answers: Answers, rows: np.ndarray, metrics: dict[str, 
         [answers.questions[i] for i in rows], jax.tree.map(lambda x: x[rows], t), [answers.completions[i] for i in rows],
         [answers.scores[i] for i in rows], answers.rewards[rows],
     )  # fmt: skip
-    values = metrics | asking.reward_metrics(mine)
+    values = metrics | asking.reward_metrics(mine) | reflection.metrics(mine.completions)
     if stage.advantage == "group":
         values["groups/no_signal"] = float(no_signal(mine.rewards, stage.group).mean())
     if stage.dynamic_sampling:

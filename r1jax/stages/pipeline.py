@@ -10,9 +10,11 @@ import jax
 
 from r1jax import config, lease, loading, mirror, processes, rundir
 from r1jax.config import GRPO, AnyStage, Pipeline, RejectionSampling, RewardModel
+from r1jax.config.base import GuardStop
 from r1jax.eval.answers import from_first
 from r1jax.lease import Lease
-from r1jax.observe import ledger
+from r1jax.observe import ledger, report
+from r1jax.observe.profile import Steps
 from r1jax.rundir import RunDir
 from r1jax.stages import decide, disk, grpo, preflight, rejection_sampling, reward_model, sft, summary
 from r1jax.stages.decide import Decision
@@ -32,6 +34,7 @@ def train(
     dry_run: bool = False,
     first: str | None = None,
     last: str | None = None,
+    profile: Steps | None = None,
 ) -> int:
     """Trains to the end. Returns the exit code: 0 done, 75 pre-empted and saved.
 
@@ -40,6 +43,7 @@ def train(
       run_dir: where to write; a run that is there is resumed.
       dry_run: only check, and show what would be done.
       first, last: of a pipeline: the stages to begin and to end with, see ``decide.decide``.
+      profile: the first and the last step to trace; of a pipeline, in each stage that trains.
 
     Raises:
       ConfigError: the user's mistakes, before anything is trained.
@@ -48,12 +52,12 @@ def train(
     if not isinstance(settings, Pipeline) and (first or last):
         raise config.ConfigError(f"--from and --until name stages of a pipeline, and {name} is a single stage")
     with lease.held(None if dry_run else run_dir, jax.process_index()) as held:
-        return _train(settings, name, run_dir, dry_run, first, last, held)
+        return _train(settings, name, run_dir, dry_run, first, last, profile, held)
 
 
 def _train(
     settings: AnyStage | Pipeline, name: str, run_dir: str | None, dry_run: bool, first: str | None, last: str | None,
-    held: Lease | None,
+    profile: Steps | None, held: Lease | None,
 ) -> int:  # fmt: skip
     pipeline = isinstance(settings, Pipeline)
     path = None if run_dir is None else rundir.find(run_dir, jax.process_index())
@@ -75,12 +79,14 @@ def _train(
             make_way(decisions, run, first)
         disk.check_room(prepared, run, pipeline=pipeline)  # what was put aside stays on the disk
         if pipeline:
-            train_stages(settings, decisions, prepared, run)
+            train_stages(settings, decisions, prepared, run, profile)
             if jax.process_index() == 0:
                 decide.note_asked(run.path, None)
         else:
-            train_stage(prepared.get(name), settings, run, name)
+            train_stage(prepared.get(name), settings, run, name, profile)
+        note_end(run, "finished")
     except Preempted as saved:
+        note_end(run, "pre-empted", saved)
         print(f"{saved}; go on with --run-dir {run.name}", flush=True)
         return PREEMPTED
     except OSError as error:
@@ -88,8 +94,12 @@ def _train(
             raise
         raise config.ConfigError(line) from error
     except KeyboardInterrupt:
+        note_end(run, "interrupted")
         # The command line says how to go on with a run.
         raise (KeyboardInterrupt() if run is None else KeyboardInterrupt(run.path)) from None
+    except Exception as error:
+        note_end(run, "guard" if isinstance(error, GuardStop) else "failed", error)
+        raise
     finally:
         if run is not None:
             run.close()
@@ -97,8 +107,24 @@ def _train(
         summary.show(run.path, settings)
         if pipeline:
             ledger.show(run.path, list(settings.stages()), settings.bill)
+        write_report(run)
         run.upload()
     return 0
+
+
+def note_end(run: RunDir | None, how: rundir.End, why: object = "") -> None:
+    """Says in the run directory how this attempt ends; where a guard stopped it, a report shows what the guard saw."""
+    if run is not None and jax.process_index() == 0:
+        run.end(how, str(why))
+        if how == "guard":
+            write_report(run)
+
+
+def write_report(run: RunDir) -> None:
+    try:
+        report.write(run.path)
+    except Exception as error:  # of whatever kind: what was trained counts, and the command can be given again
+        print(f"no report.html: {type(error).__name__}: {error}; try `r1jax report {run.name}`", flush=True)
 
 
 def open_run(name: str, settings: AnyStage | Pipeline, path: Path | None, held: Lease | None) -> RunDir:
@@ -152,7 +178,11 @@ def make_way(decisions: Mapping[str, Decision], run: RunDir, first: str | None) 
 
 
 def train_stages(
-    pipeline: Pipeline, decisions: Mapping[str, Decision], prepared: dict[str, Prepared | PreparedRows], run: RunDir
+    pipeline: Pipeline,
+    decisions: Mapping[str, Decision],
+    prepared: dict[str, Prepared | PreparedRows],
+    run: RunDir,
+    profile: Steps | None = None,
 ) -> None:
     """Every stage in a run directory of its own below the pipeline's; finished ones are skipped."""
     stages, inputs = pipeline.stages(), pipeline.inputs()
@@ -169,7 +199,8 @@ def train_stages(
             try:
                 if jax.process_index() > 0:
                     rundir.find(run.name, jax.process_index())  # of a run on gs://, what the first process has written since
-                train_stage(given(stage, prepared.pop(name), done, inputs[name], inner.path), stage, inner, title)
+                ready = given(stage, prepared.pop(name), done, inputs[name], inner.path)
+                train_stage(ready, stage, inner, title, profile)
             finally:
                 inner.close()
         done[name] = run.path / name
@@ -205,7 +236,9 @@ def given(
 # -- One stage
 
 
-def train_stage(found: Prepared | PreparedRows | None, stage: AnyStage, run: RunDir, title: str) -> None:
+def train_stage(
+    found: Prepared | PreparedRows | None, stage: AnyStage, run: RunDir, title: str, profile: Steps | None = None
+) -> None:
     """One stage from where it is to its last step.
 
     Args:
@@ -217,7 +250,7 @@ def train_stage(found: Prepared | PreparedRows | None, stage: AnyStage, run: Run
     if isinstance(found, PreparedRows):
         rejection_sampling.make(found, run, title)
         return
-    with open_workspace(found, run, title) as work:
+    with open_workspace(found, run, title, profile) as work:
         if work.step == 0:
             begin(work)
         if work.step < stage.steps:

@@ -14,7 +14,7 @@ def train(work: Workspace) -> None:
     """Runs to ``stage.steps``, from wherever the workspace was restored."""
     stage, cursor = work.stage, work.cursor
     while work.step < stage.steps:
-        with work.phase("update"):
+        with work.profile.round(work.step + 1, work.step + 1), work.phase("update"):
             examples, cursor.row, left_out = sft.take(
                 work.mixture, cursor.row, stage.batch, work.template, work.tokenizer, stage.sequence_length
             )

@@ -33,6 +33,7 @@ from r1jax.observe.energy import Meter
 from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter, read_metrics
 from r1jax.observe.phases import Phase
+from r1jax.observe.profile import Profile, Steps
 from r1jax.observe.samples import SamplesWriter
 from r1jax.observe.watchdog import Watching
 from r1jax.plan import micro_batch, shortage
@@ -121,6 +122,7 @@ class Workspace:
     several devices."""
     judges: dict[str, Judge] = field(default_factory=dict)
     """Reward models by the names of their preferences."""
+    profile: Profile = field(default_factory=Profile)
     leaving: threading.Event = field(default_factory=threading.Event)
     """What is sampled in ``aside`` is no longer wanted."""
 
@@ -137,7 +139,7 @@ class Workspace:
     @contextlib.contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Any]:
         """Names what runs, on the display, in the ledger and in the metrics ``time/NAME``."""
-        with self.display.phase(name, total, unit) as phase:
+        with jax.profiler.TraceAnnotation(name), self.display.phase(name, total, unit) as phase:
             yield phase
         self.account(phase)
 
@@ -157,14 +159,17 @@ class Workspace:
             self.sampler.load(self.state.params, version=self.step)
             jax.block_until_ready(self.sampler.params)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics, and one on the terminal."""
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics, and one on the terminal; now and then the experts' load."""
         values = {**values, **{f"time/{name}": s for name, s in self.seconds.items()}}
+        load, every = values.pop("expert/load", None), self.stage.log.expert_load_every
         self.seconds.clear()
         marks, begun = self.guarding.saw(step, values)
         self.cursor.not_finite = self.guarding.in_a_row
         if self.metrics is not None:
             self.metrics.write(step, values | marks)
+            if load is not None and every and (step == 1 or step % every == 0):
+                self.metrics.write_load(step, load)
         self.display.step(step, values)
         for line in begun:
             self.display.warn(line)
@@ -237,12 +242,12 @@ class Workspace:
 
 
 def told(metrics: Any) -> Any:
-    """Metrics of the device as numbers, fetched all at once."""
-    return jax.tree.map(float, jax.device_get(metrics))
+    """Metrics of the device as numbers (``expert/load`` as an array), fetched all at once."""
+    return jax.tree.map(lambda x: x if x.ndim else float(x), jax.device_get(metrics))
 
 
 @contextlib.contextmanager
-def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspace]:
+def open_workspace(found: Prepared, run: RunDir, title: str, profile: Steps | None = None) -> Iterator[Workspace]:
     """Builds everything a stage needs and restores the newest checkpoint, if there is one."""
     main = jax.process_index() == 0
     stage, model, mesh, tokenizer, mixture = found.stage, found.model, found.mesh, found.tokenizer, found.mixture
@@ -322,9 +327,11 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         guarding = Guarding(stage.guards, run.path, written, int(state.skipped), cursor.not_finite)
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, found.held_out, terminating, guarding, found.export, int(state.step), critic, critic_state,
-            teacher, judges=judges,
+            display, ledger, state, cursor, found.held_out, terminating, guarding, found.export, int(state.step), critic,
+            critic_state, teacher, judges=judges,
         )  # fmt: skip
+        if profile is not None and main:
+            work.profile = stack.enter_context(Profile(run.path / "profile", profile))
         if isinstance(stage, config.GRPO) and stage.off_policy:
             if latest is not None:
                 work.kept, work.ahead = restored(

@@ -22,8 +22,8 @@ from r1jax.train.state import TrainState
 from r1jax.types import JudgedBatch, PackedBatch
 
 TPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-all-reduce-code-motion"}
-"""Of the update. This pass moves sums of gradients out of the loop over micro-batches: it fails on those that are scattered, and
-sums of an embedding's gradient come out wrong (github.com/openxla/xla, issue 49143)."""
+"""Of the update. This pass moves sums of gradients out of the loop over micro-batches: it fails on those that are scattered,
+and sums of an embedding's gradient come out wrong (github.com/openxla/xla, issue 49143)."""
 
 
 class Trainer:
@@ -285,7 +285,8 @@ def balance_router(params: Any, sums: dict, rate: float) -> Any:
 
 
 def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
-    """Sums over a batch as means: parts of the loss by the loss's denominator, the rest by trained tokens."""
+    """Sums over a batch as means: parts of the loss by the loss's denominator, the rest by trained tokens. ``expert/load`` is
+    float32[expert layers, E], over the mean of the layer; all others are float32[]."""
     tokens = jnp.maximum(sums["tokens"], 1.0)
     per_token = {
         "nll": "loss/nll",
@@ -320,6 +321,8 @@ def metrics(sums: dict, denominator: jax.Array) -> dict[str, jax.Array]:
         shares = [load / jnp.maximum(load.mean(-1, keepdims=True), 1e-9) for load in sums["load"] if load is not None]
         out["expert/max_load"] = jnp.stack([s.max() for s in shares]).max()
         out["expert/min_load"] = jnp.stack([s.min() for s in shares]).min()
+        every = jnp.concatenate([s.reshape(-1, s.shape[-1]) for s in shares])
+        out["expert/load"] = sharding.constrain(every, None, None)  # whole in each process, as scalars are
     return out
 
 
