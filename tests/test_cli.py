@@ -138,7 +138,7 @@ ONE_LINE = {
     "train --steps 3": "name a config first",
     "train zeroo": "no config 'zeroo'; did you mean zero?",
     "train zero --optimiser.lr 1": "no option --optimiser.lr; did you mean --optimizer.lr",
-    "train zero --lr=1": "no option --lr; did you mean --optimizer.lr?",
+    "train zero --lr=1": "no option --lr; did you mean --optimizer.lr or --critic.optimizer.lr?",
     "train zero --dryrun": "no option --dryrun; did you mean --dry-run",
     "train two --form grpo": "did you mean --from",
     "train zero --model None": "no option --model; did you mean --model.vocab-size",
@@ -241,7 +241,7 @@ def test_commands_hand_over_what_was_asked(folder):
     assert (asked.samples, asked.sampling.temperature, asked.sampling.top_p) == (8, 0.0, 0.95)
     asked = cli.parse(commands.Generate, ["--model", "m", "--prompt", "-1 + 2?", "--stop", "</answer>"], "r1jax generate")
     assert (asked.prompt, asked.sampling.stop) == ("-1 + 2?", ("</answer>",))
-    asked = cli.parse(commands.Samples, ["runs/a", "--where", "accuracy=0", "--follow"], "r1jax samples")
+    asked = cli.parse(observe.Samples, ["runs/a", "--where", "accuracy=0", "--follow"], "r1jax samples")
     assert (str(asked.run), asked.where, asked.follow, asked.last) == ("runs/a", ("accuracy=0",), True, 10)
 
 
@@ -288,7 +288,7 @@ def test_help_shows_every_field_with_its_value(folder):
     assert done.returncode == 0
     _, config = load_config("zero")
     flags = {flag for flag, _ in cli.options(config)} | {"--run-dir", "--dry-run"}
-    empty = {"--eval.sources", "--sources.1.options", "--text.template-options"}  # flags change values and cannot add parts
+    empty = {"--eval.sources", "--preference", "--sources.1.options", "--text.template-options"}  # flags change values and cannot add parts
     assert {flag for flag in flags if flag not in done.stdout} == empty
     assert "(default: 3e-06)" in done.stdout
 
