@@ -25,7 +25,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from r1jax import hub, mirror, processes
+from r1jax import durable, hub, mirror, processes
 from r1jax.params import path_name
 
 if TYPE_CHECKING:
@@ -54,6 +53,14 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written, found or trusted; the message is one line for the person who runs it."""
 
 
+class Damaged(CheckpointError):
+    """A checkpoint with a file that is missing or is not as it was written."""
+
+    def __init__(self, problem: str, way_out: str):
+        super().__init__(f"damaged checkpoint: {problem}; {way_out}")
+        self.problem = problem
+
+
 class Checkpointer:
     """Saves and restores the state of one run. With several processes, each must make the same calls in the same order.
 
@@ -68,6 +75,7 @@ class Checkpointer:
         self.directory = directory if self._in_bucket else Path(directory).absolute()
         self._keep = keep
         self._pending: tuple[int, concurrent.futures.Future] | None = None
+        self._checked: int | None = None
         # Weights hardly compress, and trying costs more time than the writing.
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False))
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -77,14 +85,15 @@ class Checkpointer:
                 whole = self.steps()
                 left = [p for p in self.directory.glob("[0-9]*") if p.name.isdigit() and int(p.name) not in whole]
             for path in left:
-                _discard(path)
+                durable.discard(path)
 
     # ---------------------------------------------------------------- saving
 
     def save(
         self, step: int, state: Tree, meta: dict, score: float | None = None, answers: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Copies the state off the devices and returns; the writing goes on behind. Waits for the save before.
+        """Copies the state off the devices and returns; the writing goes on behind. Only where the save before is still being
+        written does it wait for that, so that no more than one copy of the state is held.
 
         A checkpoint that exists at this step is replaced.
 
@@ -92,7 +101,8 @@ class Checkpointer:
           state: leaves are arrays (typed PRNG keys too), None, or plain int, float, bool and str.
           meta: JSON values; the same on every process.
           score: the higher the better; None and NaN take no part in ``best``.
-          answers: arrays of any names and shapes, for ``answers`` to give back; the same on every process.
+          answers: arrays of any names and shapes, for ``answers`` to give back; the same on every process. They must not be
+            changed afterwards.
 
         Raises:
           CheckpointError: this or the previous save could not be written.
@@ -106,19 +116,26 @@ class Checkpointer:
                 if jax.process_index() == 0:
                     if self._in_bucket:
                         self._remove(step)
-                    _discard(part)
+                    durable.discard(part)
                     part.mkdir(parents=True)
-                    if answers:
-                        _write_arrays(part / ANSWERS, answers)
                 self._orbax.save(part / "state", args=ocp.args.PyTreeSave(arrays))
         except (OSError, ValueError) as error:
             raise self._cannot_save(step, error) from error
-        text, beside = json.dumps(about, indent=1) + "\n", [ANSWERS] if answers else []
-        self._pending = step, self._thread.submit(self._commit, step, part, text, beside)
+        text = json.dumps(about, indent=1) + "\n"
+        self._pending = step, self._thread.submit(self._commit, step, part, text, answers or {})
+
+    @property
+    def _run(self) -> Path | epath.Path:
+        return self.directory.parent if self.directory.name == "checkpoints" else self.directory
 
     def _part(self, step: int) -> Path | epath.Path:
         """Where a checkpoint is written."""
         return self.directory / (str(step) if self._in_bucket else f".saving-{step}")
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save under way has ended without a checkpoint on this process; ``wait`` then raises."""
+        return self._pending is not None and self._pending[1].done() and self._pending[1].exception() is not None
 
     def wait(self) -> None:
         """Returns when the save under way is a checkpoint.
@@ -141,26 +158,29 @@ class Checkpointer:
             self._thread.shutdown()
             self._orbax.close()
 
-    def _commit(self, step: int, part: Path | epath.Path, about: str, beside: list[str]) -> None:
+    def _commit(self, step: int, part: Path | epath.Path, about: str, answers: Mapping[str, np.ndarray]) -> None:
         """Runs in the thread. A process that fails still meets the others at both barriers: they must not wait for it."""
         self._orbax.wait_until_finished()
         process, count = jax.process_index(), jax.process_count()
         try:
             try:
-                files = [*beside, *(p.relative_to(part).as_posix() for p in mirror.below(part / "state"))]
+                if answers and process == 0:
+                    durable.write_arrays(part / ANSWERS, answers)
+                files = [p.relative_to(part).as_posix() for p in mirror.below(part / "state")]
+                files = [ANSWERS, *files] if answers else files  # the first, so that the process which writes it hashes it
                 mine = files[process::count]
-                lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(part, mine))
+                lines = "".join(f"{digest}  {name}\n" for name, digest in durable.digests(part, mine))
                 if process == 0:
                     lines += f"{hashlib.sha256(about.encode()).hexdigest()}  about.json\n"
-                _write(part / f"digests-{process}-of-{count}", _signed(lines))
+                durable.write(part / f"digests-{process}-of-{count}", durable.signed(lines))
             finally:
                 processes.meet(f"digests of step {step}")
             if process == 0 and len(list(part.glob("digests-*-of-*"))) == count:
-                _write(part / "about.json", about)
+                durable.write(part / "about.json", about)
                 if not self._in_bucket:
                     self._remove(step)
                     part.rename(self.directory / str(step))
-                    _sync_directory(self.directory)
+                    durable.sync_directory(self.directory)
                 self._prune(step)
         finally:
             processes.meet(f"checkpoint of step {step}")
@@ -179,7 +199,7 @@ class Checkpointer:
         path, doomed = self.directory / str(step), self.directory / f".deleting-{step}"
         if self._in_bucket:
             (path / "about.json").unlink(missing_ok=True)
-            _discard(path)
+            durable.discard(path)
         elif path.exists():
             shutil.rmtree(doomed, ignore_errors=True)
             path.rename(doomed)
@@ -187,7 +207,7 @@ class Checkpointer:
 
     def _cannot_save(self, step: int, error: BaseException | None) -> CheckpointError:
         if jax.process_index() == 0:
-            _discard(self._part(step))
+            durable.discard(self._part(step))
         why = "another process failed" if error is None else " ".join(str(error).split())
         if by_system := re.search(r"([^:]+) \[os_error_code", why):  # a paragraph of tensorstore's
             why = by_system[1].strip()
@@ -209,6 +229,42 @@ class Checkpointer:
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
+    def newest_good(self) -> tuple[int | None, str]:
+        """The newest step whose files are all as they were written (``restore`` does not check these again), None if there is
+        no checkpoint, and what is wrong with newer ones, '' if there are none.
+
+        These are renamed to ``damaged-STEP`` and no checkpoints from then on; in a bucket the next run that goes on removes
+        them. Then checkpoints over ``keep``, which a kill has left, are removed.
+
+        Raises:
+          Damaged: there are checkpoints, and none is whole.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                self._verify(step)
+            except Damaged as error:
+                damaged[step] = error.problem
+                continue
+            self._checked = step
+            if jax.process_index() == 0:
+                for other in damaged:
+                    self._put_aside(other)
+                self._prune(step)
+            processes.meet("checkpoint chosen")
+            return step, _tell(damaged)
+        if damaged:
+            raise Damaged(_tell(damaged), f"no other is left: remove {self._run} to train it from its beginning")
+        return None, ""
+
+    def _put_aside(self, step: int) -> None:
+        if self._in_bucket:
+            (self.directory / str(step) / "about.json").unlink(missing_ok=True)
+            return
+        aside = self.directory / f"damaged-{step}"
+        durable.discard(aside)
+        (self.directory / str(step)).rename(aside)
+
     def best(self) -> int | None:
         """The step with the highest score, the later of equals; None if no checkpoint has a score."""
         scored = [(about["score"], step) for step in self.steps() if (about := self._about(step))["score"] is not None]
@@ -227,7 +283,7 @@ class Checkpointer:
         expected, path = self._expected(step), self.directory / str(step)
         if ANSWERS not in expected:
             return {}
-        if problem := _check(path, [ANSWERS], expected):
+        if problem := durable.check(path, [ANSWERS], expected):
             raise self._damaged(step, problem)
         with (path / ANSWERS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -246,7 +302,8 @@ class Checkpointer:
         """
         if step is None and (step := self.latest()) is None:
             raise CheckpointError(f"{self.directory} holds no checkpoint yet")
-        self._verify(step)
+        if step != self._checked:
+            self._verify(step)
         about = self._about(step)
         return self._fill(abstract_state, step, about, whole=True), about["meta"]
 
@@ -281,7 +338,7 @@ class Checkpointer:
         if not path.is_dir():
             have = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(f"{self.directory} holds no checkpoint of step {step}; there are: {have}")
-        if problem := _check(path, ["about.json"], self._expected(step)):
+        if problem := durable.check(path, ["about.json"], self._expected(step)):
             raise self._damaged(step, problem)
         return json.loads((path / "about.json").read_text())
 
@@ -299,29 +356,37 @@ class Checkpointer:
                 raise self._damaged(step, f"{file} is missing")
             content = file.read_bytes()
             lines = content.decode(errors="replace").splitlines(keepends=True)[:-1]
-            if _signed("".join(lines)).encode() != content:
+            if durable.signed("".join(lines)).encode() != content:
                 raise self._damaged(step, f"{file} has changed since it was written")
             expected |= {name: digest for digest, name in (line.rstrip("\n").split("  ", 1) for line in lines)}
         return expected
 
     def _verify(self, step: int) -> None:
         """Hashes every file of the checkpoint; with P processes each hashes a P-th, and all agree on what is damaged."""
-        self._about(step)
-        expected = self._expected(step)
-        names = sorted(expected)
-        path = self.directory / str(step)
-        problem = _check(path, names[jax.process_index() :: jax.process_count()], expected)
+        path, problem = self.directory / str(step), None
+        try:
+            self._about(step)
+            expected = self._expected(step)
+            mine = sorted(expected)[jax.process_index() :: jax.process_count()]
+            problem = durable.check(path, mine, expected)
+        except Damaged as error:
+            problem = error.problem
         if processes.any_of("checked the checkpoint", problem is not None):
             raise self._damaged(step, problem or f"{path}: another process found a damaged file")
 
-    def _damaged(self, step: int, problem: str) -> CheckpointError:
-        run = self.directory.parent if self.directory.name == "checkpoints" else self.directory
+    def _damaged(self, step: int, problem: str) -> Damaged:
+        run = self._run
         others = [s for s in self.steps() if s != step]
         earlier = max([s for s in others if s < step] or others, default=None)
         way_out = f"start from {run}@{earlier}, or remove {self.directory / str(step)} to resume from the one before"
         if earlier is None:
             way_out = f"no other checkpoint is left: remove {run} to train it from its beginning"
-        return CheckpointError(f"damaged checkpoint: {problem}; {way_out}")
+        return Damaged(problem, way_out)
+
+
+def _tell(damaged: Mapping[int, str]) -> str:
+    """Step -> what is wrong, in words."""
+    return "; ".join(f"the checkpoint of step {step} is damaged ({problem})" for step, problem in damaged.items())
 
 
 def _flatten(state: Tree) -> tuple[dict[str, jax.Array | np.ndarray], dict[str, dict]]:
@@ -382,68 +447,3 @@ def _is_key(leaf: Any) -> bool:
 def _kind(leaf: Any) -> str:
     """``float32[8, 4]``."""
     return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _discard(path: Path | epath.Path) -> None:
-    """Removes a directory, if there is one and as far as it can."""
-    if not mirror.is_remote(path):
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(Exception):  # gcsfs, aiohttp and google-auth have no error in common
-        path.rmtree()
-
-
-def _write(path: Path | epath.Path, text: str) -> None:
-    """The file is there as a whole, on the disk, or not at all."""
-    if mirror.is_remote(path):
-        path.write_text(text)
-        return
-    unfinished = path.with_name(f".{path.name}")
-    with open(unfinished, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def _write_arrays(path: Path | epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-        if not mirror.is_remote(path):
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes a rename in it outlive a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _signed(lines: str) -> str:
-    return f"{lines}# {hashlib.sha256(lines.encode()).hexdigest()}\n"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digests(directory: Path, names: list[str]) -> list[tuple[str, str]]:
-    """(name, sha256) of each file, several at a time: hashing holds no lock."""
-    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(zip(names, pool.map(lambda name: _digest(directory / name), names), strict=True))
-
-
-def _check(directory: Path, names: list[str], expected: dict[str, str]) -> str | None:
-    """What is wrong with the first damaged file; None if all are as they were written."""
-    for name in names:
-        if not (directory / name).is_file():
-            return f"{directory / name} is missing"
-    for name, digest in _digests(directory, names):
-        if digest != expected.get(name):
-            return f"{directory / name} has changed since it was written"
-    return None

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -255,7 +256,7 @@ def test_without_digests_there_is_no_checkpoint(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("r1jax.checkpoint._digests", full)
+    monkeypatch.setattr("r1jax.durable.digests", full)
     run.save(30, state(), {})
     with pytest.raises(
         CheckpointError, match="could not save step 30 .*No space left on device; the checkpoint of step 20 is intact"
@@ -264,6 +265,114 @@ def test_without_digests_there_is_no_checkpoint(run, monkeypatch):
     monkeypatch.undo()
     assert run.steps() == [10, 20] and not (run.directory / ".saving-30").exists()
     assert_same(run.restore(abstract(state()))[0], state(2.0))
+
+
+def test_a_save_returns_while_its_arrays_are_still_being_written(tmp_path, monkeypatch):
+    """By events: the writing waits until the state that is saved was changed, and the save after it until it was written."""
+    from orbax.checkpoint._src.serialization import serialization
+
+    may_write, wrote = threading.Event(), threading.Event()
+    serialize = serialization.async_serialize_from_host
+
+    async def held_up(*args, **options):
+        assert may_write.wait(300)
+        done = await serialize(*args, **options)
+        wrote.set()
+        return done
+
+    monkeypatch.setattr(serialization, "async_serialize_from_host", held_up)
+    update = jax.jit(lambda x: x + 1, donate_argnums=0)
+    checkpointer = Checkpointer(tmp_path)
+    x = jnp.zeros((64, 64))
+    checkpointer.save(1, {"x": x}, {}, answers={"tokens": np.arange(4)})
+    for _ in range(3):
+        x = update(x)
+    x.block_until_ready()
+    assert not wrote.is_set() and checkpointer.steps() == [] and not list(tmp_path.glob("*/answers.npz"))
+    may_write.set()
+    checkpointer.save(2, {"x": x}, {})
+    assert wrote.is_set() and checkpointer.steps() == [1]  # one copy at a time
+    checkpointer.wait()
+    wanted = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype)}
+    assert [float(checkpointer.restore(wanted, step)[0]["x"].sum()) for step in (1, 2)] == [0.0, 3.0 * x.size]
+    assert checkpointer.answers(1)["tokens"].tolist() == [0, 1, 2, 3]
+    checkpointer.close()
+
+
+def flip(path: Path) -> None:
+    data = max((path / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+
+
+def cut(path: Path) -> None:
+    data = max((path / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-1])
+
+
+def lose(path: Path) -> None:
+    (path / "about.json").unlink()
+
+
+def write_half(path: Path) -> None:
+    shutil.rmtree(path / "state")
+    (path / "digests-0-of-1").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(flip, "has changed"), (cut, "has changed"), (lose, "about.json is missing"), (write_half, "20 has no digests")],
+)
+def test_the_newest_that_is_whole_is_gone_on_from_and_damaged_ones_are_put_aside(run, damage, said):
+    assert run.newest_good() == (20, "")
+    damage(run.directory / "20")
+    step, told = run.newest_good()
+    assert step == 10 and told.startswith("the checkpoint of step 20 is damaged (") and said in told and "\n" not in told
+    assert run.steps() == [10] and (run.directory / "damaged-20").is_dir()
+    assert_same(run.restore(abstract(state()), step)[0], state(1.0))
+    # Its step is free again, and the one that was put aside stays for whoever wants to see it.
+    run.save(20, state(3.0), {}, score=0.1)
+    run.wait()
+    assert run.newest_good() == (20, "") and run.steps() == [10, 20] and (run.directory / "damaged-20").is_dir()
+
+
+def test_where_none_is_whole_that_is_said_and_none_is_touched(run):
+    for step in (10, 20):
+        flip(run.directory / str(step))
+    with pytest.raises(CheckpointError, match=r"step 20 is damaged .*; .*step 10 is damaged .*no other is left: remove "):
+        run.newest_good()
+    assert run.steps() == [10, 20]
+
+
+def test_what_a_kill_left_over_keep_goes_once_the_newest_was_found_whole(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep=9)
+    for step, score in enumerate([0.1, 0.9, 0.2, 0.3, 0.4]):
+        checkpointer.save(step, {"x": jnp.float32(step)}, {}, score=score)
+    checkpointer.close()
+    flip(tmp_path / "4")
+    again = Checkpointer(tmp_path, keep=2)
+    assert again.steps() == [0, 1, 2, 3, 4]  # the newest may be damaged: nothing is removed before that is known
+    assert again.newest_good()[0] == 3 and again.steps() == [1, 2, 3]
+    again.close()
+    assert Checkpointer(tmp_path / "none").newest_good() == (None, "")
+
+
+def test_a_save_that_failed_behind_is_known_before_the_next(run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("r1jax.durable.digests", full)
+    run.save(30, state(), {})
+    deadline = time.monotonic() + 300
+    while not run.failed:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(CheckpointError, match="could not save step 30"):
+        run.wait()
+    assert not run.failed
+    monkeypatch.undo()
+    run.save(30, state(), {})
+    run.wait()
+    assert run.steps() == [10, 20, 30]  # of which 10 is the best
 
 
 def test_with_a_damaged_checkpoint_nothing_is_deleted(tmp_path):
@@ -305,6 +414,10 @@ def test_killed_while_saving_the_latest_checkpoint_is_whole(tmp_path):
         latest = reader.latest()
         assert latest > reached
         reached = latest
+        # The best (the first), and the two newest: exactly these once the run goes on.
+        trainer = Checkpointer(tmp_path)
+        assert trainer.newest_good() == (latest, "") and reader.steps() == sorted({1, max(1, latest - 1), latest})
+        trainer.close()
         for step in reader.steps():
             restored, meta = reader.restore(wanted, step)
             assert meta == {"step": step} and restored["n"] == step and np.all(restored["x"] == step)
@@ -368,7 +481,7 @@ TWO_PROCESSES = """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from r1jax import checkpoint, processes, sharding
+    from r1jax import durable, processes, sharding
     from r1jax.checkpoint import Checkpointer, CheckpointError
     from r1jax.config.base import ProcessLost
 
@@ -398,15 +511,15 @@ TWO_PROCESSES = """
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    digests = checkpoint._digests
+    digests = durable.digests
     if process == 1:
-        checkpoint._digests = full
+        durable.digests = full
     try:
         checkpointer.save(4, target, {})
         checkpointer.wait()
     except CheckpointError as error:
         print(error, checkpointer.steps())
-    checkpoint._digests = digests
+    durable.digests = digests
 
     if process == 0:
         data = max((directory / "3" / "state" / "ocdbt.process_1").rglob("d/*"), key=lambda p: p.stat().st_size)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # Room -> what it may import of ours, from the ground floor up. A name allows everything below it; a room may import itself.
 FLOOR_0 = ("config", "rewards", "hub", "mirror", "types", "place", "supervise")
-FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora", "processes")
+FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora", "processes", "durable")
 FLOOR_4 = (*FLOOR_1, "nn", "losses", "advantages", "data", "models", "rollout", "train", "checkpoint", "convert")
 FLOOR_5 = (*FLOOR_4, "plan", "eval", "bench", "observe", "rundir", "loading", "doctor")
 ROOMS = {
@@ -27,6 +27,7 @@ ROOMS = {
     "sharding": (*FLOOR_0, "params"),  # the rules lay out trees of ParamSpec
     "lora": (*FLOOR_0, "params"),
     "processes": ("config",),
+    "durable": ("hub", "mirror"),
     "nn": FLOOR_1,
     "losses": ("types",),
     "advantages": ("types",),
@@ -56,7 +57,7 @@ STARTERS = ("stages.pipeline", "stages.bench")  # only these import them
 THIRD_PARTY = {
     "tokamax": ("nn.kernels",),
     "orbax": ("checkpoint",),
-    "etils": ("mirror", "checkpoint", "rundir"),
+    "etils": ("mirror", "durable", "checkpoint", "rundir"),
     "grain": ("data",),
     "optax": ("train",),
     "safetensors": ("convert",),
