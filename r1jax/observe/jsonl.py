@@ -83,11 +83,19 @@ class Appender:
     def __init__(self, path: Path, resumed_at: int | None = None):
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_back(path, resumed_at)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # what a full disk did not take must not be tried again at the end
 
     def write(self, *rows: Mapping[str, Any]) -> None:
-        self._file.write(b"".join(line(row) for row in rows))
-        self._file.flush()
+        """
+        Raises:
+          OSError: the disk takes no more; the file may end in a torn line.
+        """
+        left = memoryview(b"".join(line(row) for row in rows))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def close(self) -> None:
         self._file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -95,19 +96,24 @@ class _TensorBoard:
     """Scalars as TensorBoard events under ``path``, one event per step; steps past ``resumed_at`` start over."""
 
     def __init__(self, path: Path, resumed_at: int | None):
-        from tensorboardX import SummaryWriter  # slow to import
+        # Not SummaryWriter: its thread dies of a full disk without a word, and whoever writes then waits for it for ever. It
+        # also rewrites names such as eval/pass@1 and logs a warning for every value that is not finite.
+        from tensorboardX.event_file_writer import EventsWriter  # slow to import
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
 
-        self._summary = Summary
+        self._event, self._summary = Event, Summary
+        path.mkdir(parents=True, exist_ok=True)
         # tensorboardX names files by the second and overwrites; the count keeps two starts within one second apart.
-        suffix = f".{len(list(path.glob('events.*'))):03d}"
-        purge = None if resumed_at is None else resumed_at + 1
-        self._writer = SummaryWriter(str(path), purge_step=purge, flush_secs=10, filename_suffix=suffix)
+        self._writer = EventsWriter(str(path / "events"), f".{len(list(path.glob('events.*'))):03d}")
+        if resumed_at is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        # Not add_scalar: it rewrites names such as eval/pass@1 and logs a warning for every value that is not finite.
         scalars = [self._summary.Value(tag=key, simple_value=value) for key, value in values.items()]
-        self._writer.file_writer.add_summary(self._summary(value=scalars), step)
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
+        self._writer.flush()
 
     def flush(self) -> None:
         self._writer.flush()
