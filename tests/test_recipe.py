@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -275,11 +276,34 @@ def test_a_run_that_was_killed_at_random_is_the_undisturbed_one(runs, whole):
     same(runs.path / "killed", whole)
 
 
+def killed_in(runs: Runs, name: str, stage: str, changed: int) -> str:
+    """Starts the pipeline and kills it once so many changes were seen in the directory of a stage, or in the whole where that
+    stage is finished. Returns the stage that was under way."""
+    run = runs.path / name
+    process = runs.start(name)
+    seen, last, began = 0, None, time.monotonic()
+    while process.poll() is None and seen < changed:
+        assert time.monotonic() - began < LONG, (runs.path / f"{name}.log").read_text()
+        time.sleep(0.01)
+        place = run if (run / stage / "finished.json").exists() else run / stage
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+            now = place, changes(place)
+            seen, last = seen + (last is not None and now != last), now
+    process.kill()
+    assert process.wait(LONG) == -signal.SIGKILL, (runs.path / f"{name}.log").read_text()
+    return next(s for s in STAGES if not (run / s / "finished.json").exists())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [11, 12])
-def test_ten_random_kills(runs, whole, seed):
-    killed_at_random(runs, f"killed{seed}", kills=10, seed=seed)
-    same(runs.path / f"killed{seed}", whole)
+def test_twenty_kills_over_all_stages(runs, whole):
+    """SIGKILL in each stage, first as soon as it has written anything, then at three random points."""
+    rng, hit = random.Random(11), Counter()
+    for stage in STAGES:
+        for changed in (1, *(rng.randint(2, 5) for _ in range(3))):
+            hit[killed_in(runs, "killed20", stage, changed)] += 1
+    runs.train("killed20")
+    same(runs.path / "killed20", whole)
+    assert hit.total() == 20 and hit.keys() == STAGES.keys(), hit
 
 
 @pytest.mark.slow
