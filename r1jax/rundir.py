@@ -5,7 +5,9 @@
     RUN/samples.jsonl    rollouts                   RUN/finished.json  step and time, when the last step was made
     RUN/model/           what the weights are: architecture, tokenizer, template, and of a LoRA run its base
     RUN/exports/STEP/    Hugging Face directories, if export.every asks for them
-    RUN/logs/            of several processes: what each printed (rank-1.log), and what it did last (rank-1.json)
+    RUN/logs/            of several processes: what each printed (rank-1.log), and what it did last (rank-1.json); the stacks of
+                         one that did not move (stalled-0.txt)
+    RUN/not-finite-STEP.npz  the batch of an update that stopped the run
 
 The run of a pipeline holds config.json, ledger.json and a run directory per stage: RUN/sft, RUN/grpo. A stage that is run anew
 leaves what it was before in RUN/grpo.1, RUN/grpo.2, ... A stage that makes rows has no checkpoints and no model but

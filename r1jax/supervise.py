@@ -29,6 +29,7 @@ from r1jax.place import Place
 NEWS = "R1JAX_NEWS"
 """Set in a worker: the file descriptor on which it tells its parent what it does."""
 PREEMPTED = 75  # an exit code
+WARNING = "r1jax: warning: "  # before what a worker says that does not end it
 JOIN = "join"  # the phase in which processes wait for each other at the start
 BEAT = 0.2  # seconds between two looks at the workers
 TELL = 2.0  # between two looks at what other parents say, and two words to them
@@ -50,6 +51,12 @@ def tell(**what: str | int) -> None:
     if (pipe := os.environ.get(NEWS)) is not None:
         with contextlib.suppress(OSError):  # a parent that is gone, or too busy to read
             os.write(int(pipe), json.dumps(what).encode() + b"\n")
+
+
+def warn(line: str) -> None:
+    """Says on stderr what does not end the process; the parent of one whose stderr is not shown says it too."""
+    print(f"{WARNING}{line}", file=sys.stderr, flush=True)
+    tell(warning=line)
 
 
 def is_worker() -> bool:
@@ -101,7 +108,10 @@ class Worker:
     def _listen(self, reads: int) -> None:
         with open(reads, "rb") as pipe:
             for line in pipe:
-                self.news |= json.loads(line)
+                news = json.loads(line)
+                if (warning := news.pop("warning", None)) is not None and not self.shown:
+                    print(f"{WARNING}rank {self.rank}: {warning}", file=sys.stderr, flush=True)
+                self.news |= news
 
     def _repeat(self) -> None:
         """stderr, to ours and to the log."""
@@ -279,7 +289,8 @@ def _judge(workers: list[Worker], asked: bool, peers: _Peers | None, known: dict
     code = first.poll()
     if asked and code == -signal.SIGTERM:
         return f"rank {first.rank} was told to end before it could save", 128 + signal.SIGTERM
-    said = [word.removeprefix("r1jax: ").strip() for word in first.last_words() if word.startswith("r1jax: ")]
+    words = [word for word in first.last_words() if word.startswith("r1jax: ") and not word.startswith(WARNING)]
+    said = [word.removeprefix("r1jax: ").strip() for word in words]
     if code > 0 and said:  # a mistake of the user's, or a barrier where others did not come: in one line already
         first.publish(ended=said[-1], ended_at=first.died)
         shown = any(w.shown and w.poll() == code for w in failed)

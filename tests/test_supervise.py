@@ -123,6 +123,39 @@ def test_a_mistake_is_said_once(tmp_path):
     assert code == 2 and lines(err) == [f"r1jax: error: rank 1 on {host}: error: no such file; it goes on"]
 
 
+def test_a_warning_is_shown_and_does_not_stand_for_how_a_worker_ended(tmp_path):
+    worker = """
+    from r1jax.supervise import warn
+    if rank == 1:
+        warn("no progress for 9 s")
+        time.sleep(0.5)
+        sys.exit(5)
+    time.sleep(600)
+    """
+    code, _, err = ended(parent(tmp_path, worker))
+    assert code == 5 and len(lines(err)) == 2
+    assert lines(err)[0] == "r1jax: warning: rank 1: no progress for 9 s"
+    assert "rank 1" in lines(err)[1] and "was lost: exit code 5" in lines(err)[1]
+
+
+def test_a_worker_that_its_watchdog_ends_ends_all_with_its_code(tmp_path):
+    worker = """
+    from r1jax.config import Watchdog
+    from r1jax.observe.phases import Phases
+    from r1jax.observe.watchdog import Watching
+    phases = Phases(told=lambda name: tell(phase=name))
+    settings = Watchdog(stall_seconds=0.5 if rank == 1 else 0.0, stop=True)
+    with Watching(settings, phases, lambda: 7, Path("run/logs"), process=rank), phases.open("reward", None, ""):
+        time.sleep(600)
+    """
+    code, _, err = ended(parent(tmp_path, worker, settle=LONG / 600))
+    assert code == 3 and len(lines(err)) == 1
+    host = state(tmp_path, 1)["host"]
+    assert lines(err)[0].startswith(f"r1jax: error: rank 1 on {host}: stopped: no progress for ")
+    assert "in phase reward after step 7" in lines(err)[0] and "run/logs/stalled-1.txt" in lines(err)[0]
+    assert state(tmp_path, 1)["phase"] == "reward" and 'File "' in (tmp_path / "run/logs/stalled-1.txt").read_text()
+
+
 SAVES = """
 signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3 * rank), sys.exit(75)))
 Path(f"ready{rank}").touch()

@@ -7,6 +7,8 @@ from r1jax.config.base import to_json as to_json
 from r1jax.config.data import FileOptions as FileOptions
 from r1jax.config.data import Source as Source
 from r1jax.config.data import Text as Text
+from r1jax.config.guards import Guards as Guards
+from r1jax.config.guards import Watchdog as Watchdog
 from r1jax.config.lora import LoRA as LoRA
 from r1jax.config.mesh import Mesh as Mesh
 from r1jax.config.model import CONFIG_671B as CONFIG_671B

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
+from r1jax.config.guards import Watchdog
 from r1jax.config.mesh import Mesh
 from r1jax.config.model import DType, MatmulDType
 from r1jax.config.rollout import Engine, Sampling
@@ -115,6 +116,7 @@ class RejectionSampling:
     mesh: Mesh = field(default_factory=Mesh)
     seed: int = 0
     workers: Workers = field(default_factory=Workers)
+    watchdog: Watchdog = field(default_factory=Watchdog)
     kind: Literal["rejection_sampling"] = "rejection_sampling"
 
     def __post_init__(self):
@@ -170,5 +172,5 @@ class Bill:
             raise ConfigError("bill.price_per_hour and bill.peak_tflops must be >= 0")
 
 
-SAFE_FOR_ROWS = ("workers",)
+SAFE_FOR_ROWS = ("workers", "watchdog")
 """Fields of ``RejectionSampling`` that a resumed run may change."""

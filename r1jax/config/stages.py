@@ -8,6 +8,7 @@ from typing import Literal
 
 from r1jax.config.base import ConfigError
 from r1jax.config.data import Source, Text
+from r1jax.config.guards import Guards, Watchdog
 from r1jax.config.lora import LoRA
 from r1jax.config.mesh import Mesh
 from r1jax.config.model import AttentionKernel, DType, MatmulDType, Model, Remat
@@ -71,6 +72,8 @@ class Stage:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     export: Export = field(default_factory=Export)
     workers: Workers = field(default_factory=Workers)
+    guards: Guards = field(default_factory=Guards)
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
     def __post_init__(self):
         if self.steps < 1:
@@ -292,7 +295,7 @@ def rows_of_stages(stage: AnyStage) -> list[tuple[Source, str]]:
     return [(s, s.path) for s in (*stage.sources, *more) if s.path.startswith(ROWS_OF)]
 
 
-SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "export", "workers", "preflight", "offload")
+SAFE_TO_CHANGE = ("steps", "eval", "log", "checkpoint", "export", "workers", "guards", "watchdog", "preflight", "offload")
 """Fields of a stage that a resumed run may change; any other makes it another experiment."""
 
 

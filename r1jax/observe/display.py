@@ -164,6 +164,15 @@ class Display:
                 mark = ""
 
     @property
+    def phases(self) -> Phases:
+        return self._phases
+
+    @property
+    def last_step(self) -> int:
+        """The last that was made."""
+        return self._step
+
+    @property
     def where(self) -> str:
         """What an exception left (``rollout, compile``), or the innermost phase that runs; empty if there is none."""
         return self._phases.stopped_in or (self._phases.current.name if self._phases.current else "")
@@ -171,6 +180,10 @@ class Display:
     def note(self, text: str) -> None:
         """Prints a line that stays."""
         self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Prints a line about what may be going wrong."""
+        self._print(f"warning: {text}", style="bold red")
 
     def _safe(self, text: str) -> str:
         return printable(text, self.console.encoding or "utf-8")

@@ -65,11 +65,18 @@ class Phases:
         self.stopped_in: str | None = None
         """What an exception left: the phase of the innermost block, then what ran within it, as in ``rollout, compile``."""
         self._open: list[Phase] = []
+        self._last_news = clock()
 
     @property
     def current(self) -> Phase | None:
         with self.lock:
             return self._open[-1] if self._open else None
+
+    @property
+    def news(self) -> tuple[str, float]:
+        """The innermost phase, '' between two, and when a phase last began, ended or advanced."""
+        with self.lock:
+            return self._open[-1].name if self._open else "", self._last_news
 
     def open(self, name: str, total: int | None, unit: str) -> Phase:
         """The new innermost phase. It replaces phases that were opened by a call; those opened by ``with`` wait for it."""
@@ -79,6 +86,7 @@ class Phases:
             if self._open:
                 self._open[-1].pause()
             phase = Phase(self, name, total, unit)
+            self._last_news = phase.opened
             phase.run()
             self._open.append(phase)
             self._told(name)
@@ -94,9 +102,10 @@ class Phases:
             while self._open[-1] is not phase:
                 self._open.pop().pause()
             self._open.pop().pause()
+            self._last_news = self.clock()
             if self._open:
                 self._open[-1].run()
-                self._open[-1].last_news = self.clock()
+                self._open[-1].last_news = self._last_news
                 self._told(self._open[-1].name)
 
     def advance(self, n: int, tokens: int) -> None:
@@ -105,4 +114,4 @@ class Phases:
                 phase = self._open[-1]
                 phase.done += n
                 phase.tokens += tokens
-                phase.last_news = self.clock()
+                phase.last_news = self._last_news = self.clock()

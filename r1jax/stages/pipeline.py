@@ -13,7 +13,7 @@ from r1jax.config import GRPO, AnyStage, Pipeline, RejectionSampling
 from r1jax.eval.answers import from_first
 from r1jax.observe import ledger
 from r1jax.rundir import RunDir
-from r1jax.stages import decide, grpo, preflight, rejection_sampling, sft, summary
+from r1jax.stages import decide, disk, grpo, preflight, rejection_sampling, sft, summary
 from r1jax.stages.decide import Decision
 from r1jax.stages.dry_run import dry_run as show_dry_run
 from r1jax.stages.evaluation import hold_out
@@ -64,6 +64,8 @@ def train(
         print(f"run directory: {run.name}", flush=True)
         if pipeline:
             make_way(decisions, run, first)
+        disk.check_room(prepared, run, pipeline=pipeline)  # what was put aside stays on the disk
+        if pipeline:
             train_stages(settings, decisions, prepared, run)
             if jax.process_index() == 0:
                 decide.note_asked(run.path, None)
@@ -72,6 +74,10 @@ def train(
     except Preempted as saved:
         print(f"{saved}; go on with --run-dir {run.name}", flush=True)
         return PREEMPTED
+    except OSError as error:
+        if not (line := disk.explained(error, run)):
+            raise
+        raise config.ConfigError(line) from error
     except KeyboardInterrupt:
         # The command line says how to go on with a run.
         raise (KeyboardInterrupt() if run is None else KeyboardInterrupt(run.path)) from None

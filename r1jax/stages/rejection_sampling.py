@@ -41,6 +41,7 @@ from r1jax.observe.ledger import Ledger
 from r1jax.observe.metrics import MetricsWriter, read_metrics
 from r1jax.observe.phases import Phase
 from r1jax.observe.samples import SamplesWriter
+from r1jax.observe.watchdog import Watching
 from r1jax.plan import spent
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
@@ -145,6 +146,10 @@ def open_making(found: PreparedRows, run: RunDir, title: str) -> Iterator[Making
             display.note(f"going on from batch {done} of {batches} of {run.name}")
         work = Making(found, run, pool, display, ledger, done, batches, stack.enter_context(told_to_end()))
         stack.enter_context(compiling.watch(partial(display.phase, "compile"), work.account))
+        logs = run.path / mirror.LOGS
+        stack.enter_context(
+            Watching(stage.watchdog, display.phases, lambda: display.last_step, logs, process=jax.process_index())
+        )
         yield work
 
 

@@ -14,27 +14,33 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
-from r1jax import config, loading, lora, processes, sharding
+from r1jax import config, loading, lora, mirror, processes, sharding
 from r1jax.checkpoint import Checkpointer
+from r1jax.config.base import GuardStop
 from r1jax.convert import export as hugging_face
 from r1jax.data.sources import Mixture
 from r1jax.data.template import Template
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.eval.answers import from_first
 from r1jax.observe import compiling
 from r1jax.observe.display import Display
 from r1jax.observe.energy import Meter
 from r1jax.observe.ledger import Ledger
-from r1jax.observe.metrics import MetricsWriter
+from r1jax.observe.metrics import MetricsWriter, read_metrics
 from r1jax.observe.phases import Phase
 from r1jax.observe.samples import SamplesWriter
+from r1jax.observe.watchdog import Watching
 from r1jax.plan import micro_batch, shortage
 from r1jax.rewards import Pool
 from r1jax.rollout import Sampler
 from r1jax.rundir import RunDir
+from r1jax.stages import disk
 from r1jax.stages.begun import Group, Rollout, restored, saved
 from r1jax.stages.export import export_step
+from r1jax.stages.guarding import Guarding
 from r1jax.stages.prepare import Prepared
 from r1jax.train.state import TrainState
 from r1jax.train.update import Trainer
@@ -53,6 +59,8 @@ class Cursor:
     """Rows that were too long."""
     refreshed: int = 0
     """The step at which the reference became the policy."""
+    not_finite: int = 0
+    """Updates in a row that were not applied, up to now."""
 
 
 class Preempted(Exception):
@@ -80,6 +88,7 @@ class Workspace:
     cursor: Cursor
     held_out: list[dict]
     terminating: threading.Event
+    guarding: Guarding
     planned_export: hugging_face.Plan | None
     step: int
     """``state.step``, counted here: to read it would wait for the device."""
@@ -138,9 +147,13 @@ class Workspace:
         """One line of metrics, and one on the terminal."""
         values = {**values, **{f"time/{name}": s for name, s in self.seconds.items()}}
         self.seconds.clear()
+        marks, begun = self.guarding.saw(step, values)
+        self.cursor.not_finite = self.guarding.in_a_row
         if self.metrics is not None:
-            self.metrics.write(step, values)
+            self.metrics.write(step, values | marks)
         self.display.step(step, values)
+        for line in begun:
+            self.display.warn(line)
         if jax.process_index() == 0:
             self.ledger.save()
 
@@ -148,6 +161,7 @@ class Workspace:
         """Has the trainer make an update. Does not wait for it, nor for its metrics."""
         self.state, metrics = self.trainer.update(self.state, batch, count, denominator)
         self.step += 1
+        self.guarding.took(self.step, batch, count, denominator)
         return metrics
 
     def save(self, score: float | None = None) -> None:
@@ -171,14 +185,32 @@ class Workspace:
             self.run.upload()
 
     def stop_if_terminated(self) -> None:
-        """Saves and leaves if a SIGTERM or SIGHUP arrived. Call it where the state is whole: between rounds."""
-        if processes.any_of("told to end", self.terminating.is_set()):
+        """Saves and leaves if a SIGTERM or SIGHUP arrived, or a guard says so. To be called where the state is whole: between
+        rounds.
+
+        Raises:
+          Preempted, GuardStop: it is saved.
+          CheckpointError: a save that went on behind has failed; to train on would add to what is lost.
+        """
+        seen = self.terminating.is_set(), self.checkpoints.failed, bool(self.guarding.reason)
+        told, failed, guarded = processes.gather("told to end", np.array(seen)).any(0)
+        if failed:
             self.checkpoints.wait()
-            # Saved just now, it has the score of its evaluation.
-            if processes.first_says("not saved yet", self.checkpoints.latest() != self.step):
-                self.save()
-                self.checkpoints.wait()
+        if guarded:
+            reason = from_first("guards", self.guarding.reason)
+            self.save_now()
+            raise GuardStop(f"{reason}; saved at step {self.step} of {self.run.name}")
+        if told:
+            self.save_now()
             raise Preempted(f"told to end: saved at step {self.step} of {self.run.name}")
+
+    def save_now(self) -> None:
+        """Returns when the state is a checkpoint."""
+        self.checkpoints.wait()
+        # Saved just now, it has the score of its evaluation.
+        if processes.first_says("not saved yet", self.checkpoints.latest() != self.step):
+            self.save()
+            self.checkpoints.wait()
 
 
 def told(metrics: Any) -> Any:
@@ -202,18 +234,25 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         pool.check([name for s in (*stage.sources, *stage.eval.sources) for name in s.rewards])
         checkpoints = Checkpointer(run.checkpoints, keep=stage.checkpoint.keep)
         stack.callback(checkpoints.close)
-        latest = checkpoints.latest()
+        disk.check_writable(run)
+        latest, damaged = checkpoints.newest_good()
         if main and latest is None:
             run.record(found.commits, found.digests, found.chosen, found.inputs)
             loading.describe(run.path, model, found.text, tokenizer, found.opened and found.opened.origin)
         console = None if main else Console(file=io.StringIO())
         display = stack.enter_context(Display(title, stage.steps, console=console, first_step=latest or 0))
+        if damaged:
+            display.warn(f"{damaged}; put aside: going on from step {latest} of {run.name}, the newest that is whole")
         display.note(found.memory.line())
         if found.mesh_reason:
             display.note(found.mesh_reason)
         if found.chosen:
             display.note(micro_batch.line(stage, mesh))
         stack.enter_context(_out_of_memory(display, found))
+        logs = run.path / mirror.LOGS
+        stack.enter_context(
+            Watching(stage.watchdog, display.phases, lambda: display.last_step, logs, process=jax.process_index())
+        )
         cursor = Cursor()
         with display.phase("load", unit="MB") as phase:
             if latest is None:
@@ -244,9 +283,11 @@ def open_workspace(found: Prepared, run: RunDir, title: str) -> Iterator[Workspa
         meter = stack.enter_context(Meter()) if main else None
         ledger = Ledger(run.path, mesh.size + stage.engine.devices, resumed_at=latest, meter=meter)
         terminating = stack.enter_context(told_to_end())
+        written = (read_metrics(run.path) if latest is not None else []) if main else None
+        guarding = Guarding(stage.guards, run.path, written, int(state.skipped), cursor.not_finite)
         work = Workspace(
             stage, run, model, mesh, tokenizer, found.template, mixture, trainer, sampler, pool, checkpoints, metrics, samples,
-            display, ledger, state, cursor, found.held_out, terminating, found.export, int(state.step),
+            display, ledger, state, cursor, found.held_out, terminating, guarding, found.export, int(state.step),
         )  # fmt: skip
         if isinstance(stage, config.GRPO) and stage.off_policy:
             if latest is not None:
