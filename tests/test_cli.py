@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1jax import cli, config, rundir
-from r1jax.config import ConfigError, Pipeline, RejectionSampling, commands, diff, to_json
+from r1jax.config import ConfigError, Pipeline, RejectionSampling, commands, diff, observe, to_json
 from r1jax.config.base import GuardStop
 from r1jax.config.loading import list_configs, load_config
 
