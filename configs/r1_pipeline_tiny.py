@@ -116,7 +116,7 @@ def judge(init: str, rows: str, **settings) -> RewardModel:
     """A reward model of what ``two_scripts`` thinks of answers."""
     return RewardModel(
         init=init, text=TEXT, sources=(Source(path=f"r1jax.data.two_scripts:{rows}", name=rows, rewards={}),),
-        steps=40, batch=64, sequence_length=128, micro_batch=32, engine=ENGINE, sampling=SAMPLING, log=LOG,
+        steps=40, batch=64, sequence_length=64, micro_batch=32, engine=ENGINE, sampling=SAMPLING, log=LOG,
         checkpoint=CHECKPOINT, optimizer=Optimizer(lr=1e-3, lr_end=1e-4, warmup_steps=5), eval=Eval(every=40, limit=256),
         **settings,
     )  # fmt: skip

@@ -70,7 +70,7 @@ def test_all_of_a_new_run_is_run_and_nothing_of_a_finished_one(tmp_path, run):
     [
         ("zero", {"clip_high": 10.0}, "clip_high was 0.2, now 10.0", ["zero", "cold", "dev", "judge", "student", "rl"]),
         ("cold", {"samples": 5}, "samples was 4, now 5", ["cold", "dev", "judge", "student", "rl"]),
-        ("dev", {"batch": 4}, "batch was 8, now 4", ["dev", "rl"]),
+        ("dev", {"batch": 4}, "batch was 8, now 4", ["dev", "judge", "rl"]),
         ("student", {"seed": 3}, "seed was 0, now 3", ["student"]),
         ("rl", {"seed": 3}, "seed was 0, now 3", ["rl"]),
     ],

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from random_models import jit
 
 from r1jax import cli, config, loading, sharding
+from r1jax import params as parameters
 from r1jax.config import Preference
 from r1jax.data.preferences import encode
 from r1jax.data.template import Template
 from r1jax.eval.reward_model import Judge, open_judge
 from r1jax.models import scalar
 from r1jax.stages import pipeline
+from r1jax.stages.prepare import prepare
 
 REWARD = f"{tiny.FILE}:checksum"
 
@@ -60,29 +63,29 @@ def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path):
     (run / "metrics.jsonl").write_bytes(b"".join(line for line in lines if json.loads(line)["step"] <= 13))
     train(tiny.judge(steps=20, checkpoint=config.Checkpoint(every=10)), run)
     assert tiny.metrics(run) == tiny.metrics(trained["pairwise"])
-    digests = [sorted((r / "checkpoints/20").glob("digests-*"))[0].read_bytes() for r in (run, trained["pairwise"])]
-    assert digests[0] == digests[1]
+    mesh = sharding.make_mesh(config.Mesh(fsdp=1))
+    one, other = (Judge(open_judge(str(path)), mesh).fingerprint for path in (run, trained["pairwise"]))
+    assert one == other != Judge(open_judge(f"{run}@10"), mesh).fingerprint
 
 
 @pytest.mark.parametrize("form", ["pairwise", "pointwise"])
 def test_scores_are_the_values_after_the_end_token_whatever_lies_beside(trained, form):
-    """Answers of many lengths together, against each alone without padding."""
+    """Answers of many lengths together, against each in a row of its own."""
     opened = open_judge(str(trained[form]))
-    texts = [f"<think>{'t' * n}</think>{'7a' * n}" for n in (1, 9, 40, 2, 17)]
+    texts = [f"<think>{'t' * n}</think>{'7a' * n}" for n in (1, 9, 20, 2, 17)]
     prompts = [str(n) for n in range(5)]
     mesh = sharding.make_mesh(config.Mesh(fsdp=1))
     with tiny.quick_to_compile():
         scores = Judge(opened, mesh).scores(prompts, texts)
     template, specs = Template(opened.text, opened.tokenizer), scalar.specs(opened.model)
     params = opened.load(specs, sharding.param_shardings(specs, mesh, sharding.TRAIN), lambda done, total: None)
+    value = jit(scalar.values, static_argnames="model")
+    places = jnp.arange(96)[None]
     for prompt, text, score in zip(prompts, texts, scores, strict=True):
         ids, _ = encode(prompt, text, "summary" if form == "pairwise" else "response", template, opened.tokenizer)
-        tokens = jnp.asarray(ids)[None]
-        with jax.disable_jit():
-            values, _ = scalar.values(
-                params, tokens, jnp.arange(len(ids))[None], jnp.ones_like(tokens), model=opened.model
-            )
-        expected = float(values[0, -1])
+        alone = jnp.asarray(np.pad(ids, (0, 96 - len(ids))))[None]
+        values, _ = value(params, alone, places, (places < len(ids)).astype(jnp.int32), model=opened.model)
+        expected = float(values[0, len(ids) - 1])
         assert score.value == pytest.approx(expected if form == "pairwise" else 1 / (1 + np.exp(-expected)), abs=1e-4)
 
 
@@ -124,6 +127,14 @@ def test_the_reward_command_takes_a_run_and_others_refuse_it(trained, tmp_path, 
 
 
 # -- In reinforcement learning
+
+
+def test_the_memory_table_counts_reward_models_and_no_sampler_for_their_training(trained):
+    found = prepare(rl(trained)).memory
+    whole = 4 * parameters.count(scalar.specs(tiny.MOE))
+    assert found.judges == 2 * whole and found.resident >= found.judges + found.weights
+    own = prepare(tiny.judge()).memory
+    assert own.weights == whole and own.sampler == own.cache == 0
 
 
 def rl(judges, **changes) -> config.GRPO:

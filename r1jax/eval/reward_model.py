@@ -57,7 +57,8 @@ class Reader:
         longest = max(SHORTEST, *sizes)
         length = -(-(1 << (longest - 1).bit_length()) // self.mesh.shape["context"]) * self.mesh.shape["context"]
         most = TOKENS_ON_CPU if sharding.platform_of(self.mesh) == "cpu" else TOKENS
-        laid = lay([[s] for s in sequences], self._ways * max(1, most // (length * self._ways)), length, ways=self._ways)
+        few = 1 << (-(-len(sequences) // self._ways) - 1).bit_length()  # at the worst each has a row to itself
+        laid = lay([[s] for s in sequences], self._ways * max(1, min(few, most // length)), length, ways=self._ways)
         parts = zip(laid.tokens, laid.positions, laid.segments, strict=True)
         with sharding.using(self.mesh, sharding.TRAIN):
             found = [_values(params, *map(self._put, part), model=self.model, where=self._everywhere) for part in parts]

@@ -181,7 +181,7 @@ def table(
         critic = Critic(stage, model, mesh).trainer.abstract()
     weights = laid_out(trainer.specs, trainer.param_shardings)
     trainable, _ = parameters.split(weights, trainer.mask)
-    samples = isinstance(stage, config.GRPO) or stage.eval.every > 0
+    samples = isinstance(stage, config.GRPO) or (stage.eval.every > 0 and not isinstance(stage, config.RewardModel))
     sampling = None
     if samples:
         cap, routes = longest_answer(stage), route_bytes(stage, model)
