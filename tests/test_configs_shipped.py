@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from r1jax import cli, sharding
-from r1jax.config import GQA, Mesh, Model, MoE, Pipeline, Rope, Segment
+from r1jax.config import GQA, Mesh, Model, MoE, Pipeline, Rope, Segment, diff, to_json
 from r1jax.config.loading import find_config, list_configs, load_config
 from r1jax.data import sources
 from r1jax.data.tokenizer import byte_tokenizer
@@ -135,6 +135,57 @@ def test_r1_zero_of_qwen_32b_is_as_published():
     assert (stage.optimizer.lr, stage.kl_beta, stage.sampling.temperature, stage.reference_every) == (2e-6, 0.001, 1.0, 400)
     assert (stage.group, stage.questions, stage.group * stage.questions * stage.minibatches) == (16, 32, 8192)
     assert stage.sampling.max_new_tokens == 32_768 and load_config("r1_zero_30b_a100")[1].optimizer.lr == 3e-6
+
+
+def test_the_whole_recipe_is_as_published():
+    """Nature 2025, Methods and supplement B; arXiv 2501.12948v2, appendix B."""
+    pipeline = load_config("r1_pipeline_671b")[1]
+    stages, inputs = pipeline.stages(), pipeline.inputs()
+    assert stages["zero"].steps == 10_400 and stages["zero"].optimizer.lr == 3e-6
+    for name in ("dev1", "sft2"):  # both begin with the base
+        stage = stages[name]
+        assert (stage.optimizer.lr, stage.optimizer.lr_end, stage.batch, stage.sequence_length) == (5e-5, 5e-6, 128, 32_768)
+        assert stage.init == "deepseek-ai/DeepSeek-V3-Base"
+    assert (inputs["dev1"], inputs["sft2"], inputs["rl1"]) == (("cold",), ("rejection",), ("dev1",))
+    for name, temperature in (("rl1", 1.0), ("rl2", 0.7)):
+        stage = stages[name]
+        assert (stage.optimizer.lr, stage.kl_beta, stage.clip_high) == (3e-6, 0.001, 10)
+        assert stage.sampling.temperature == temperature
+        assert (stage.group, stage.questions, stage.group * stage.questions * stage.minibatches) == (16, 32, 8192)
+        assert (stage.reference_every, stage.sampling.max_new_tokens) == (400, 32_768)
+        assert all(s.rewards["language"] == 1 for s in stage.sources)
+    for name, rows in (("helpful", 66_000), ("safety", 106_000)):
+        stage = stages[name]
+        assert (stage.optimizer.lr, stage.batch, stage.sources[0].limit) == (6e-6, 256, rows)
+        assert stage.steps == rows // 256  # one epoch
+    assert (stages["helpful"].reads, stages["safety"].reads, stages["safety"].form) == ("summary", "response", "pointwise")
+    rl2 = stages["rl2"]
+    assert rl2.steps == 1700 and inputs["rl2"] == ("sft2", "helpful", "safety")
+    assert [(p.name, p.sources, p.last_steps) for p in rl2.preference] == [(n, (n,), 400) for n in ("helpful", "safety")]
+    assert stages["rejection"].rows == {"math": 395_285, "logic": 10_395, "general": 177_812}
+    assert all(s.limit for name in ("cold", "rejection") for s in stages[name].sources)  # so that it can be planned
+    rates = {s.optimizer.lr for name, s in stages.items() if name.startswith(("qwen", "llama"))}
+    assert rates == {1e-4, 8e-5, 7e-5, 6e-5, 5e-5, 2e-5}
+    assert {*pipeline.bill.counterparts.values()} == {"R1-Zero", "SFT data creation", "R1"}
+
+
+def test_the_objectives_differ_in_nothing_else():
+    _, base = load_config("compare_grpo")
+    of_critic = {"advantage", "critic.optimizer.lr", "critic.optimizer.lr_end", "critic.optimizer.warmup_steps",
+                 "critic.optimizer.weight_decay"}  # fmt: skip
+    expected = {
+        "ppo_1": of_critic,
+        "ppo_095": of_critic | {"gae_lambda"},
+        "dr_grpo": {"advantage_std", "normalize"},
+        "dapo": {"clip_high", "normalize", "dynamic_sampling", "dynamic_reward",
+                 'sources.0.rewards.overlong{"max_tokens":16,"buffer":2}'},
+        "gspo": {"ratio_level", "clip_low", "clip_high"},
+    }  # fmt: skip
+    assert {f"compare_{name}" for name in (*expected, "grpo")} == {n for n, _ in list_configs() if n.startswith("compare_")}
+    for name, fields in expected.items():
+        _, other = load_config(f"compare_{name}")
+        assert {f"rl.{field}" for field in fields} == {where for where, _, _ in diff(to_json(base), to_json(other))}
+    assert base.rl.sampling.max_new_tokens == 16 and base.rl.minibatches > 1
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_configs() if name not in ("quickstart", "smollm2_zero")])

@@ -266,4 +266,4 @@ def test_a_critic_lowers_its_error_on_a_round_that_it_sees_again(tmp_path):
         for _ in range(6):
             work.critic_state, told = work.critic.update(work.critic_state, judged, count)
             errors.append(float(told["critic/loss"]))
-        assert errors[-1] < 0.7 * errors[0]
+        assert errors[-1] < 0.8 * errors[0]

@@ -49,7 +49,7 @@ def gae(
     """
     chex.assert_equal_shape([rewards, values, mask])
     rewards, values = (jnp.where(mask, x, 0.0) for x in (rewards, values))
-    delta = rewards + gamma * jnp.where(_next(mask), _next(values), 0.0) - values
+    delta = rewards + gamma * _next(values) - values
 
     def step(later, at):
         delta, mask = at
