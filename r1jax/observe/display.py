@@ -188,8 +188,8 @@ class Display:
             self.console.print(escape(when + text), soft_wrap=True, highlight=False, emoji=False)
 
     def _print_parts(self, parts: list[tuple[str, str]], end: list[tuple[str, str]]) -> None:
-        """One line of ``(text, style)``; on a terminal as many parts as fit beside ``end``, which gives way where fewer than two
-        would."""
+        """One line of ``(text, style)``; on a terminal as many parts as fit beside ``end``, which gives way where fewer than
+        two would."""
         if not self.live:
             self._print("  ".join(text for text, _ in parts + end))
             return
