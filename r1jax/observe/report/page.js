@@ -271,6 +271,8 @@ function stageTable() {
 const short = (key) => key.replace(/^(reward|eval|reflection|time|source|length|expert|clip|loss|sampler)\//, "");
 
 function curves() {
+  near.disconnect();
+  wide.disconnect();
   if (!data.groups.length) return [];
   const on = data.tracks.map((_, i) => i).filter((i) => !state.off.has(data.tracks[i].label));
   const picker = data.tracks.length > 1 ? el("fieldset", { class: "tracks" }, el("legend", {}, "Shown:"), data.tracks.map((t, i) =>
