@@ -1,6 +1,7 @@
 """A tiny pipeline trained to its end: what it leaves for a report, and the page in a browser."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -209,13 +210,15 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path, open_page):
 
 
 def test_a_served_page_shows_the_news_by_itself(browser, server):  # noqa: F811
+    from playwright.sync_api import expect
+
     where, url = server
     page = browser.new_page()
     page.goto(url)
     page.wait_for_selector("#foot p")
     with MetricsWriter(where, tensorboard=False) as writer:
         writer.write(2, {"kl": 0.125})
-    page.wait_for_function("document.querySelector('.plot').getAttribute('aria-label').includes('0.125 at step 2')")
+    expect(page.locator(".plot").first).to_have_attribute("aria-label", re.compile("0.125 at step 2"), timeout=60_000)
     page.close()
 
 
