@@ -242,7 +242,17 @@ def test_commands_hand_over_what_was_asked(folder):
     asked = cli.parse(commands.Generate, ["--model", "m", "--prompt", "-1 + 2?", "--stop", "</answer>"], "r1jax generate")
     assert (asked.prompt, asked.sampling.stop) == ("-1 + 2?", ("</answer>",))
     asked = cli.parse(observe.Samples, ["runs/a", "--where", "accuracy=0", "--follow"], "r1jax samples")
-    assert (str(asked.run), asked.where, asked.follow, asked.last) == ("runs/a", ("accuracy=0",), True, 10)
+    assert (asked.run, asked.where, asked.follow, asked.last) == ("runs/a", ("accuracy=0",), True, 10)
+    asked = cli.parse(observe.Report, ["runs/a", "runs/b", "--follow", "--no-figures"], "r1jax report")
+    assert (asked.runs, asked.follow, asked.figures) == (("runs/a", "runs/b"), True, False)
+    asked = cli.parse(commands.Train, ["zero", "--profile", "5:8"], "r1jax train")
+    assert asked.profiled == (5, 8) and commands.Train("zero", profile="7").profiled == (7, 7)
+
+
+@pytest.mark.parametrize("wrong", ["0", "8:5", "5:", "-1", "five", "5:8:9"])
+def test_steps_to_profile_are_checked(wrong):
+    with pytest.raises(ConfigError, match="--profile is .*; give a step from 1 on, or FIRST:LAST, as in 5:8"):
+        commands.Train("zero", profile=wrong)
 
 
 def test_configs_lists_name_and_docstring(folder, capsys):

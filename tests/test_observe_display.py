@@ -213,6 +213,14 @@ def test_live_lines_fit_and_the_cursor_is_left_visible(end):
         assert f"quickstart/grpo: {'done' if end == 'finish' else 'stopped'} after" in visible(text)
 
 
+def test_a_narrow_terminal_keeps_the_stage_and_the_reward():
+    rows = [row for part in visible(on_terminal("finish", columns=30)).split("\n") for row in part.split("\r")]
+    assert any(re.fullmatch(r"…\w+/grpo 1/10 0:0\d, 0:\d\d left", row.strip()) for row in rows), rows
+    assert any(re.match(r"step  1/10  reward 0.500\s*$", row) for row in rows)  # and not tokens per second in its place
+    assert any(re.match(r". rollout  \d+/64 answers  0:0\d", row) for row in rows)
+    assert max(map(len, rows)) <= 30
+
+
 def test_a_file_gets_plain_lines_even_where_colour_is_forced():
     out = io.StringIO()
     with Display("zero", 3, console=Console(file=out, force_terminal=True, width=60)) as display, display.phase("rollout"):

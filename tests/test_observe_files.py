@@ -127,7 +127,8 @@ def run(tmp_path):
     with SamplesWriter(tmp_path) as writer:
         first = sample(0.0, completion="first", status="timeout")
         fourth = sample(0.0, completion="fourth \x1b[2J\ud800", length=30)
-        writer.write(1, [first, sample(1.0, completion="second", length=40)])
+        fourth["held_out"] = True
+        writer.write(1, [first, sample(1.0, completion="second", length=40) | {"finish": "length"}])
         writer.write(2, [sample(0.0, completion="third", source="letters"), fourth])
     return tmp_path
 
@@ -143,11 +144,22 @@ def run(tmp_path):
         (("source=letters",), "third"),
         (("accuracy.status=timeout",), "first"),
         (("source<5",), ""),
+        (("source!=letters", "step>=2"), "fourth"),
+        (("length<=30", "accuracy!=1"), "first third fourth"),
+        (("truncated=1",), "second"),
+        (("held_out=1",), "fourth"),
     ],
 )
 def test_where_selects(run, where, found):
     text = shown(run, where=where, last=10, follow=False)
     assert [word for word in ["first", "second", "third", "fourth"] if word in text] == found.split()
+
+
+def test_text_is_sought_in_prompt_and_answer_in_any_case(run):
+    assert "third" in shown(run, text="THIRD") and "second" not in shown(run, text="THIRD")
+    assert shown(run, text="2+3").count("2+3?") == 4 and "no sample matches" in shown(run, text="nowhere")
+    assert "second" in shown(run, text="second", where=("truncated=1",))
+    assert "third" not in shown(run, text="i", where=("step<2",))
 
 
 def test_a_sample_shows_scores_and_nothing_that_moves_the_cursor(run):

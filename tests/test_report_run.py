@@ -1,17 +1,20 @@
 """A tiny pipeline trained to its end: what it leaves for a report, and the page in a browser."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import tiny
-from test_report import hostile_run
+from test_report import hostile_run, server  # noqa: F401 (a fixture)
 
-from r1jax import config
+from r1jax import config, rundir
+from r1jax.config.base import GuardStop
 from r1jax.config.observe import Report
 from r1jax.observe import report, runs
-from r1jax.observe.metrics import read_metrics
+from r1jax.observe.metrics import MetricsWriter, read_metrics
+from r1jax.stages import pipeline
 from r1jax.stages.pipeline import train
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -60,6 +63,24 @@ def test_a_trace_names_the_phases(run):
     assert {"rollout", "reshard", "score", "update"} <= names
     steps = [n for n in names if n.startswith("round")]
     assert steps, sorted(names)[:50]
+
+
+def test_a_run_that_a_guard_stopped_says_so_and_has_a_page(tmp_path, monkeypatch):
+    def stop(*_):
+        raise GuardStop("no signal: every answer is wrong")
+
+    monkeypatch.setattr(pipeline, "train_stages", stop)
+    with pytest.raises(GuardStop):
+        train(tiny.pipeline(), name="tiny", run_dir=str(tmp_path / "run"))
+    found = runs.read(tmp_path / "run")
+    assert (found.state, found.why) == ("guard", "no signal: every answer is wrong")
+    assert "no signal: every answer is wrong" in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline.report, "write", lambda path: 1 / 0)
+    pipeline.write_report(rundir.RunDir(tmp_path, {}))
+    assert f"no report.html: ZeroDivisionError: division by zero; try `r1jax report {tmp_path}`" in capsys.readouterr().out
 
 
 # -- In a browser
@@ -186,6 +207,19 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path, open_page):
     scroll(page)
     assert page.evaluate("window.pwned") is None and page.locator("img").count() == 0
     assert "</script><img src=x onerror=" in page.locator(".sample").first.inner_text()
+
+
+def test_a_served_page_shows_the_news_by_itself(browser, server):  # noqa: F811
+    from playwright.sync_api import expect
+
+    where, url = server
+    page = browser.new_page()
+    page.goto(url)
+    page.wait_for_selector("#foot p")
+    with MetricsWriter(where, tensorboard=False) as writer:
+        writer.write(2, {"kl": 0.125})
+    expect(page.locator(".plot").first).to_have_attribute("aria-label", re.compile("0.125 at step 2"), timeout=60_000)
+    page.close()
 
 
 def test_several_runs_are_laid_side_by_side(run, open_page, tmp_path):

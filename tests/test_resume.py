@@ -98,10 +98,12 @@ def test_the_interrupted_run_is_the_uninterrupted_one(runs, whole, monkeypatch, 
     assert done.returncode == PREEMPTED, done.stderr
     assert f"told to end: saved at step 3 of {Path('pieces', 'sft')}; go on with --run-dir pieces\n" in done.stdout
     assert [row["step"] for row in tiny.metrics(path / "sft")] == [1, 2, 3]
+    assert json.loads((path / "ended.json").read_text())["how"] == "pre-empted"
 
     # In the round before the first checkpoint, but after the evaluation before step 1.
     done = runs.train("pieces", trap=(prompt_of(whole, 1), signal.SIGKILL))
     assert done.returncode == -signal.SIGKILL and "going on from step 3 of pieces/sft" in done.stdout
+    assert not (path / "ended.json").exists()
     assert (path / "sft" / "finished.json").exists() and not list(path.glob("grpo/checkpoints/[0-9]*"))
     assert [row["step"] for row in tiny.metrics(path / "grpo")] == [0]
 

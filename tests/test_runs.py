@@ -40,7 +40,8 @@ def test_each_end_is_told_apart(tmp_path):
     for how in ("guard", "pre-empted", "interrupted", "failed"):
         run = make(tmp_path / how)
         run.end(how, f"because of {how}")
-        assert (runs.read(run.path).state, runs.read(run.path).why) == (how, f"because of {how}")
+        found = runs.read(run.path)
+        assert (found.state, found.why, found.stages[0].state) == (how, f"because of {how}", how)
     assert runs.read(make(tmp_path / "killed").path).state == "killed"
     done = make(tmp_path / "done")
     done.finish(4)

@@ -38,8 +38,9 @@ def test_the_hints_are_commands_that_can_be_copied_and_fit(end):
     assert max(map(len, lines)) <= 80
     hints = lines[lines.index(f"The run is in {RUN}. Try next:") + 1 :]
     assert hints[1::2] == [
+        f"    r1jax report {RUN}",
         f"    r1jax generate --model {RUN} --prompt '...'",
         f"    r1jax samples {RUN} --where accuracy=0",
         f"    tensorboard --logdir {RUN}",
     ]
-    assert "pip install tensorboard" in hints[4]
+    assert "pip install tensorboard" in hints[6]

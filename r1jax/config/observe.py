@@ -40,6 +40,7 @@ class Runs:
     """List the runs in a folder: how they are, where they stand, and their last score."""
 
     folder: Path = Path("runs")
+    """That holds run directories."""
     json: bool = False
     """As a list of JSON objects."""
 

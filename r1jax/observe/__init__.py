@@ -1,1 +1,1 @@
-"""What a run tells: the terminal, metrics, samples, the ledger, curves. ``README.md`` explains every metric."""
+"""What a run tells: the terminal, metrics, samples, the ledger, curves, the report. ``README.md`` explains every metric."""

@@ -33,6 +33,8 @@ LABELS = {
 }
 """Metrics of a step's line in their order, after each reward by name. README.md explains them."""
 
+NARROW = 50
+"""Columns: below, there is no bar beside the numbers that say the same."""
 PROMPT_LIMIT, COMPLETION_LIMIT = (600, 8), (1600, 24)
 """Characters and lines of a shown sample."""
 
@@ -145,6 +147,7 @@ class Display:
             self._print_parts([(f"step {step:>{width}}/{self.total_steps}", "bold"), *important], end)
         if evals:
             left_out = evals.pop("left_out", 0)
+            evals = {name: evals[name] for name in sorted(evals, key=lambda name: name != "pass@1")}  # what fits shows it
             parts = [(f"{name} {number(value)}", "cyan") for name, value in evals.items()]
             parts += [(f"{left_out:.0f} too long and left out", "cyan")] if left_out else []
             self._print_parts([(f"eval at step {step}", "bold cyan"), *parts], [])
@@ -199,11 +202,14 @@ class Display:
             self.console.print(escape(when + text), soft_wrap=True, highlight=False, emoji=False)
 
     def _print_parts(self, parts: list[tuple[str, str]], end: list[tuple[str, str]]) -> None:
-        """One line of ``(text, style)``; on a terminal as many parts as fit beside ``end``."""
+        """One line of ``(text, style)``; on a terminal as many parts as fit beside ``end``, which gives way where fewer than
+        two would."""
         if not self.live:
             self._print("  ".join(text for text, _ in parts + end))
             return
         room = self.console.width - sum(len(text) + 2 for text, _ in end)
+        if sum(len(text) + 2 for text, _ in parts[:2]) - 2 > room:
+            room, end = self.console.width, []
         line = Text(no_wrap=True, overflow="ellipsis")
         for text, style in parts:
             if len(line) and len(line) + len(text) + 2 > room:
@@ -227,19 +233,24 @@ class Display:
             parts.append(f"{phase.done:,} {phase.unit}".rstrip())
         if phase.tokens:
             parts.append(f"{number(phase.tokens_per_s)} tok/s")
-        return "  ".join([*parts, clock(phase.seconds)])
+        parts.append(clock(phase.seconds))
+        if self.live and phase.tokens and len("  ".join(parts)) + 2 > self.console.width:
+            del parts[-2]  # how long it has been going on says more than how fast
+        return "  ".join(parts)
 
     def _status(self) -> Table:
         """The live lines: the run, and the phase that runs."""
         left = self._seconds_left()
         phase = self._phases.current
+        width = self.console.width
+        bar = min(30, width // 5) if width >= NARROW else 0
+        steps = f"{self._step}/{self.total_steps}"
+        times = clock(self._time() - self._started) + ("" if left is None else f", {clock(left)} left")
+        room = width - bar - len(steps) - len(times) - 4
         run = Table.grid(padding=(0, 1), expand=False)
-        run.add_row(
-            Text(self._safe(self.title), "bold", no_wrap=True, overflow="ellipsis"),
-            ProgressBar(self.total_steps, self._step, width=max(8, min(30, self.console.width // 5))),
-            Text(f"{self._step}/{self.total_steps}", no_wrap=True),
-            Text(clock(self._time() - self._started) + ("" if left is None else f", {clock(left)} left"), "dim", no_wrap=True),
-        )
+        cells = [Text(_tail(self._safe(self.title), room, self.console.encoding), "bold", no_wrap=True)]
+        cells += [ProgressBar(self.total_steps, self._step, width=bar)] if bar else []
+        run.add_row(*cells, Text(steps, no_wrap=True), Text(times, "dim", no_wrap=True))
         lines = Table.grid()
         lines.add_row(run)
         mark = "▸ " if is_unicode(self.console.encoding) else "> "
@@ -258,6 +269,14 @@ class Display:
             return
         silent = now - phase.last_news
         self._print(self._phase_text(phase) + (f"  (no news for {silent:.0f} s)" if silent >= self._heartbeat else ""))
+
+
+def _tail(text: str, room: int, encoding: str | None) -> str:
+    """At most ``room`` characters: the end, where the stage stands."""
+    if len(text) <= room:
+        return text
+    mark = "…" if is_unicode(encoding) else "~"
+    return mark + text[len(text) - max(0, room - 1) :]
 
 
 def _important(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -83,13 +84,15 @@ def read(path: Path) -> Run:
     stages = tuple(_stage(path / name, name, found[name] if name else found) for name in names)
     changed = max((_changed(p) for p in {path, *(s.path for s in stages)}), default=0.0)
     end, held = rundir.ended(path) or {}, rundir.is_held(path)
-    if held or (held is None and time.time() - changed < RECENT and not end):
-        state = "running"
-    elif end:
+    if end:  # an attempt removes what the one before it noted
         state = end["how"]
+    elif held or (held is None and time.time() - changed < RECENT):
+        state = "running"
     else:
         state = "finished" if all(s.state == "finished" for s in stages) else "killed"
-    return Run(path, found, stages, state, end.get("why", "") if state != "running" else "", changed)
+    if state not in ("finished", "killed"):  # the run knows more than the stage that it was in
+        stages = tuple(dataclasses.replace(s, state=state) if s.state in ("killed", "running") else s for s in stages)
+    return Run(path, found, stages, state, end.get("why", ""), changed)
 
 
 def find(folder: Path) -> list[Run]:

@@ -25,6 +25,7 @@ def show(path: Path, settings: AnyStage | Pipeline) -> None:
             show_stage(console, name, run, rows)
     last = list(stages.values())[-1] if stages else path
     hints = {
+        "all of it on one page": f"r1jax report {path}",
         "answer a prompt of yours": f"r1jax generate --model {path} --prompt '...'",
         "read where it goes wrong": f"r1jax samples {path} --where accuracy=0",
         "see every metric over the steps (pip install tensorboard)": f"tensorboard --logdir {last}",

@@ -149,7 +149,8 @@ function draw(plot, series, unit) {
     const smooth = y.length > 40 ? running(y, Math.max(3, Math.floor(y.length / 20))) : y;
     if (smooth !== y) plot.append(svg("path", { d: path(x, y), style: stroke(s.index, 1) + ";stroke-dasharray:none;opacity:.35" }));
     plot.append(svg("path", { d: path(x, smooth), style: stroke(s.index, 2.2) }));
-    const every = y.length > 40 ? Math.floor(y.length / 5) : 1, begin = y.length > 40 ? (s.index * 7 + 3) % every : 0;
+    const apart = (px(x.at(-1)) - px(x[0])) / Math.max(1, y.length - 1);
+    const every = y.length > 40 ? Math.floor(y.length / 5) : Math.max(1, Math.ceil(12 / Math.max(apart, 0.1))), begin = y.length > 40 ? (s.index * 7 + 3) % every : 0;
     for (let i = begin; i < y.length; i += every) plot.append(marker(s.index, px(x[i]), py(smooth[i]), y.length > 20 ? 2.8 : 3.4));
   }
   const cursor = svg("path", { class: "cursor", d: "" });
@@ -270,6 +271,8 @@ function stageTable() {
 const short = (key) => key.replace(/^(reward|eval|reflection|time|source|length|expert|clip|loss|sampler)\//, "");
 
 function curves() {
+  near.disconnect();
+  wide.disconnect();
   if (!data.groups.length) return [];
   const on = data.tracks.map((_, i) => i).filter((i) => !state.off.has(data.tracks[i].label));
   const picker = data.tracks.length > 1 ? el("fieldset", { class: "tracks" }, el("legend", {}, "Shown:"), data.tracks.map((t, i) =>

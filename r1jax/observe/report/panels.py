@@ -43,7 +43,7 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
         Panel("KL to the reference", r"kl", "nats per token", "below 0.1; falls to 0 when the reference is refreshed"),
         Panel("Entropy", r"entropy", "nats per token", "falls slowly; near 0 nothing new is tried"),
         Panel("Tokens clipped", r"clip/.*", "share", "below 0.05"),
-        Panel("Ratio of policy to pi_old", r"ratio", "1", "0.98 to 1.02"),
+        Panel("Ratio of policy to pi_old", r"ratio", "", "0.98 to 1.02"),
     ),
     "Update": (
         Panel("Loss", r"loss", "", "SFT: falls; GRPO: look at the reward instead"),
@@ -55,12 +55,12 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
     ),
     "Experts": (
         Panel("Most and least loaded expert", r"expert/(max|min)_load", "of the mean", "below 3 and above 0.1"),
-        Panel("Balance loss", r"loss/balance", "1", "near 1 is even load"),
+        Panel("Balance loss", r"loss/balance", "", "near 1 is even load"),
         Panel("Choices dropped", r"expert/dropped", "share", "below 0.01"),
     ),
     "Sampler against trainer": (
         Panel("Difference of log-probs", r"sampler/logprob_diff_(mean|max)", "nats", "mean: 1e-4 in float32, 0.02 in bfloat16"),
-        Panel("Ratio of trainer to sampler", r"sampler/ratio_mean", "1", "1 within 1e-4 in float32, 0.01 in bfloat16"),
+        Panel("Ratio of trainer to sampler", r"sampler/ratio_mean", "", "1 within 1e-4 in float32, 0.01 in bfloat16"),
         Panel("Routes that disagree", r"sampler/route_disagreement", "share", "below 0.05"),
         Panel("Importance weights capped", r"sampler/importance_capped", "share", "below 0.01"),
     ),
