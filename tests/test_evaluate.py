@@ -129,8 +129,12 @@ def test_an_interrupted_evaluation_goes_on_bit_for_bit(here, monkeypatch, capsys
     capsys.readouterr()
     monkeypatch.setattr(asking, "sample", lambda *args, **options: pytest.fail("asked again"))
     monkeypatch.setattr(loading.Opened, "load", lambda *args: pytest.fail("loaded again"))
+    measured = json.loads((here / "parts" / "results.json").read_text())["measured"]
     assert call(f"{line} --out parts") == 0
     assert capsys.readouterr().out == shown
+    assert json.loads((here / "parts" / "results.json").read_text())["measured"] == measured
+    assert call(f"{line} --k 2 --out parts") == 0  # other figures of the same answers
+    assert "pass@2" in results(here / "parts")["figures"]["two"]["b.jsonl"] and "pass@2" in capsys.readouterr().out
 
     # The figures are those of the answers, and the comparison is of the same problems.
     rows = rows_of(here / "whole" / "answers.jsonl")

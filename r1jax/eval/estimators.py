@@ -106,7 +106,8 @@ def interval(values: np.ndarray, *, samples: int = 1, confidence: float = 0.95) 
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(spread / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return max(min(low, p), 0.0), min(max(high, p), 1.0)  # rounding may put an end at 0 or 1 beyond the mean
 
 
 def bootstrap(values: np.ndarray, *, confidence: float = 0.95) -> tuple[float, float]:

@@ -107,6 +107,10 @@ class Record:
         """What was kept of a model's answers, in their order."""
         return self._rows[model]
 
+    def results(self) -> dict[str, Any] | None:
+        """What was written as results, if anything."""
+        return None if self.path is None else _read(self.path / RESULTS)
+
     def write(self, name: str, text: str) -> None:
         """A file that appears as a whole."""
         if self.path is not None:
