@@ -96,6 +96,8 @@ def decode(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) ->
 
 
 PROGRAMS = {"update": update, "decode": decode}
+EFFORT = {"exec_time_optimization_effort": -1.0}
+"""Of a TPU's compiler: what it tells is asked for, not a fast program."""
 
 
 def compiled(
@@ -110,13 +112,11 @@ def compiled(
     began = time.monotonic()
     program = lower()
     lowered = time.monotonic()
-    program = program.compile()
+    program = program.compile(EFFORT if mesh.devices.flat[0].platform == "tpu" else None)
     seconds = time.monotonic() - lowered
     told = program.memory_analysis()
     text = program.as_text()
-    # A TPU's links go through its whole slice, a GPU's through its host.
-    nodes = [d.slice_index if d.platform == "tpu" else d.process_index for d in mesh.devices.flat]
-    found = hlo.collectives(text, dict(mesh.shape), nodes)
+    found = hlo.collectives(text, dict(mesh.shape), [node(d) for d in mesh.devices.flat])
     return {
         "lower_seconds": lowered - began,
         "compile_seconds": seconds,
@@ -130,6 +130,13 @@ def compiled(
         "gathers": list(whole_gathers(found, tokens, model)),
         "largest": hlo.largest_buffers(text),
     }
+
+
+def node(device: jax.Device) -> int:
+    """Within which a device's own links go: of a TPU its slice, of which a description is one, of others the host."""
+    if device.platform == "tpu":
+        return device.slice_index if hasattr(device, "slice_index") else 0
+    return device.process_index
 
 
 def whole_gathers(found: list[hlo.Collective], tokens: int, model: config.Model) -> Iterator[str]:
