@@ -81,18 +81,17 @@ def _reaches_host(mesh: jax.sharding.Mesh) -> bool:
 
 def decode(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """The decode loop, with the longest cache; its figures are those of one turn, a token for every slot."""
-    sampler = Sampler(
-        model, stage.engine, sharding.sampler_mesh(stage.engine, mesh), end_ids=(1,), record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
-        adapters=stage.lora,
-    )  # fmt: skip
+    where = sharding.sampler_mesh(stage.engine, mesh)
+    routes = isinstance(stage, config.GRPO) and stage.routing_replay
+    sampler = Sampler(model, stage.engine, where, end_ids=(1,), record_routes=routes, adapters=stage.lora)
     sampling = dataclasses.replace(stage.sampling, max_new_tokens=longest_answer(stage))
     length = cache_length(stage.engine, sampling.max_new_tokens)
     params, state = sampler.abstract(length, sampling.max_new_tokens)
     cache = jax.tree.leaves(state.cache)
     held, whole = device_bytes(state.cache), sum(x.size * x.dtype.itemsize for x in cache)
     parts = {"weights": device_bytes(params), "cache": held}
-    found = compiled(lambda: sampler.lower_decode(length, sampling), mesh, parts, 0, sampler.slots * model.d_model, model)
-    return found | {"cache_copies": held * mesh.size / whole, "cache_length": length, "slots": sampler.slots}
+    found = compiled(lambda: sampler.lower_decode(length, sampling), where, parts, 0, sampler.slots * model.d_model, model)
+    return found | {"cache_copies": held * where.size / whole, "cache_length": length, "slots": sampler.slots}
 
 
 PROGRAMS = {"update": update, "decode": decode}

@@ -18,8 +18,8 @@ from r1jax.params import ParamSpec
 HOST = "pinned_host"
 SHARED = -1  # what belongs to no parameter: the number of updates
 FEW = 2**24
-"""Numbers of an array on a device, up to which its state comes as a whole: a TPU lays layers of few numbers into tiles together,
-and cannot fetch a part of a tile from its host."""
+"""Numbers of an array on a device, up to which its state comes as a whole: a TPU lays layers of few numbers into tiles
+together, and cannot fetch a part of a tile from its host."""
 
 Tree = Any
 Step = Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree, Tree]]

@@ -22,8 +22,8 @@ from r1jax.train.state import TrainState
 from r1jax.types import PackedBatch
 
 TPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-all-reduce-code-motion"}
-"""Of the update. This pass moves sums of gradients out of the loop over micro-batches: it fails on those that are scattered, and
-sums of an embedding's gradient come out wrong (github.com/openxla/xla, issue 49143)."""
+"""Of the update. This pass moves sums of gradients out of the loop over micro-batches: it fails on those that are scattered,
+and sums of an embedding's gradient come out wrong (github.com/openxla/xla, issue 49143)."""
 
 
 class Trainer:
