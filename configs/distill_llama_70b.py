@@ -4,7 +4,7 @@
     sbatch --nodes=8 launch/slurm.sbatch distill_llama_70b    # the same under SLURM
 
 Device    64 GPUs of 80 GB. Not run here. Rows need the extra `parquet`. Weights are gated: accept their terms and set HF_TOKEN.
-Memory    61.4 GiB on each of 64: computed, as --dry-run does there.
+Memory    37.5 GiB on each of 64: computed, as --dry-run does there.
 Expected  with R1's own 800K samples: AIME 2024 pass@1 70.0 %, cons@64 86.7 %, MATH-500 94.5 %, GPQA Diamond 65.2 %,
           LiveCodeBench 57.5 %, Codeforces 1633 (arXiv 2501.12948v1, table 5). The released weights, measured by open-r1:
           AIME 2024 63.0 %, MATH-500 95.1 %. Those samples are unpublished; with the public ones here it is unknown.

@@ -4,7 +4,7 @@
     sbatch --nodes=4 launch/slurm.sbatch distill_qwen_32b     # the same under SLURM
 
 Device    32 GPUs of 80 GB. Not run here. Rows need the extra `parquet`.
-Memory    49.5 GiB on each of 32: computed, as --dry-run does there.
+Memory    42.4 GiB on each of 32: computed, as --dry-run does there.
 Expected  with R1's own 800K samples: AIME 2024 pass@1 72.6 %, cons@64 83.3 %, MATH-500 94.3 %, GPQA Diamond 62.1 %,
           LiveCodeBench 57.2 %, Codeforces 1691 (arXiv 2501.12948v1, table 5). The released weights, measured by open-r1:
           AIME 2024 69.7 %, MATH-500 95.6 %. Those samples are unpublished; with the public ones here it is unknown.

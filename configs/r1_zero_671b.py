@@ -49,14 +49,14 @@ def config() -> GRPO:
         mtp_weight=0.0,  # unpublished
         optimizer=Optimizer(lr=3e-6, moments_dtype="bfloat16"),  # moments as in V3; betas, decay, clipping unpublished
         sampling=Sampling(temperature=1.0, max_new_tokens=32_768),
-        engine=Engine(slots=1024, max_prompt_tokens=1024, chunk=128, weights="fp8"),  # unpublished
+        engine=Engine(slots=4096, max_prompt_tokens=1024, chunk=128, weights="fp8"),  # unpublished
         sequence_length=33_792,
         micro_batch=64,
         param_dtype="bfloat16",
         remat="offload",
         capacity_factor=1.25,  # V3 drops no token; here room is static: a quarter more than even loads need
         offload=("optimizer", "reference"),  # R1 offloaded what a phase does not use (supplement, B.1)
-        mesh=Mesh(fsdp=1, expert=64, context=8),  # layout unpublished; a row lies within a node of 8
+        mesh=Mesh(fsdp=1, expert=64, tensor=2, context=4),  # layout unpublished; a row lies within a node of 8
         eval=Eval(every=100, limit=512, final_samples=16),
         checkpoint=Checkpoint(every=100),
         workers=Workers(count=16),

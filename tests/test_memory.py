@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import re
 from functools import partial
 
@@ -12,6 +13,8 @@ import pytest
 from rich.console import Console
 
 from r1jax import config, sharding
+from r1jax.models import decoder
+from r1jax.params import is_spec, path_name
 from r1jax.plan import memory, shortage
 from r1jax.plan.capacity import host_available
 from r1jax.train.update import Trainer
@@ -110,6 +113,24 @@ def test_the_sampler_s_weights_are_whole_but_for_tensor_and_expert():
     assert by_rows.sampler == whole > by_rows.weights
     split = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2, expert=2))
     assert whole / 4 < memory.table(stage(SPARSE), SPARSE, split).sampler < whole / 2
+
+
+def test_weights_are_split_over_all_devices_that_have_other_tokens_or_a_part_of_the_layer():
+    """``data`` alone has copies; a norm's scale is whole everywhere."""
+    latent = dataclasses.replace(SPARSE, attention=config.MLA(n_heads=4, q_rank=8, kv_rank=8, nope_dim=8, rope_dim=4, v_dim=8))
+    mesh = sharding.make_mesh(config.Mesh(fsdp=1, expert=2, tensor=2, context=2))
+    layout = sharding.param_shardings(decoder.specs(latent), mesh, sharding.TRAIN)
+    for path, spec in jax.tree_util.tree_leaves_with_path(decoder.specs(latent), is_leaf=is_spec):
+        name = path_name(path)
+        where = layout
+        for key in path:
+            where = where[key.key if hasattr(key, "key") else key.idx]
+        apart = math.prod(spec.shape) / math.prod(where.shard_shape(spec.shape))
+        one_way = ("router", "q_a", "kv_a")  # neither heads nor channels
+        assert apart == (1 if "norm" in name or "bias" in name else 4 if name.endswith(one_way) else 8), name
+    odd = dataclasses.replace(latent, attention=dataclasses.replace(latent.attention, kv_rank=7))
+    held = sharding.param_shardings(decoder.specs(odd), mesh, sharding.TRAIN)["segments"][0]["attention"]
+    assert held["k_b"].shard_shape((2, 7, 4, 8)) == (2, 7, 2, 8)  # few numbers, which every device has
 
 
 def test_devices_share_the_activations():

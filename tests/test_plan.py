@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import warnings
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from r1jax import cli, config, sharding
 from r1jax.config.plan import Efficiency, Plan
-from r1jax.plan import hlo, memory, money, propose, published, roofline, rows, targets, topology
+from r1jax.nn import grouped, kernels
+from r1jax.plan import hlo, memory, money, programs, propose, published, report, roofline, rows, targets, topology
 from r1jax.plan.activations import micro_batch
 from r1jax.plan.chips import CHIPS
 from r1jax.plan.layout import device_bytes
@@ -326,6 +328,48 @@ def test_proposals_go_by_what_they_cost():
         assert p.memory.fits and p.memory.need <= propose.capacity(t)[0]
         again = propose.estimate(p.stage, p.model, t, [getattr(p.stage.mesh, axis) for axis in sharding.AXES])
         assert again == p.memory
+
+
+@pytest.mark.slow
+def test_what_compiles_too_large_is_given_settings_that_compile_small_enough():
+    """Eight copies of the weights do not fit, eight parts do: by the estimate, and by what XLA says of both programs."""
+    model = dataclasses.replace(tiny.DENSE, d_model=256, d_ff=1024, segments=(config.Segment("dense", 8),))
+    s = tiny.grpo(model=model, mesh=config.Mesh(data=8, fsdp=1), micro_batch=8)
+    large = topology.of_this_machine("cpu", 8, 1e12, 1e11, 2**40)
+    copies, parts = (propose.estimate(s, model, large, shape).need for shape in ([8, 1, 1, 1, 1], [1, 8, 1, 1, 1]))
+    assert parts < 0.6 * copies
+    between = topology.of_this_machine("cpu", 8, 1e12, 1e11, (parts + copies) / 2 / propose.USABLE)
+    command = Plan("wide", "here", answer_tokens=8.0, prompt_tokens=4.0)
+    found = report.plan("wide", s, model, between, command, lambda text: None)
+    assert not found.fits and len(found.programs) == len(found.proposed) == 2
+    assert "these fit: --mesh." in found.why_not
+    offer = found.proposals[0]
+    again = report.plan("wide", offer.stage, offer.model, between, command, lambda text: None)
+    assert again.fits and again.need <= again.memory.capacity < found.need
+    assert [p.need for p in again.programs] == [p.need for p in found.proposed]
+
+
+def test_devices_that_are_not_here_have_no_kernels_and_no_warning():
+    """A plan says nothing of what is not installed where it runs."""
+    kernels._find.cache_clear()
+    with warnings.catch_warnings(), sharding.using(sharding.abstract_mesh([1, 8, 1, 1, 1], "gpu", "h800"), sharding.TRAIN):
+        warnings.simplefilter("error")
+        assert kernels.tokamax() is None and not grouped._has_kernels()
+    with sharding.using(sharding.abstract_mesh([1, 8, 1, 1, 1], "tpu", "v5p"), sharding.TRAIN):
+        assert grouped._has_kernels()
+
+
+def test_devices_of_one_description_are_one_slice():
+    class Described:
+        platform, process_index = "tpu", 3
+
+    class Real(Described):
+        slice_index = 1
+
+    class GPU(Described):
+        platform = "gpu"
+
+    assert [programs.node(d()) for d in (Described, Real, GPU)] == [0, 1, 3]
 
 
 def test_a_mesh_of_another_size_is_refused_with_what_it_is(tmp_path, capsys):

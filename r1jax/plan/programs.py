@@ -81,21 +81,22 @@ def _reaches_host(mesh: jax.sharding.Mesh) -> bool:
 
 def decode(stage: config.Stage, model: config.Model, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """The decode loop, with the longest cache; its figures are those of one turn, a token for every slot."""
-    sampler = Sampler(
-        model, stage.engine, sharding.sampler_mesh(stage.engine, mesh), end_ids=(1,), adapters=stage.lora,
-        record_routes=isinstance(stage, config.GRPO) and stage.routing_replay,
-    )  # fmt: skip
+    where = sharding.sampler_mesh(stage.engine, mesh)
+    routes = isinstance(stage, config.GRPO) and stage.routing_replay
+    sampler = Sampler(model, stage.engine, where, end_ids=(1,), record_routes=routes, adapters=stage.lora)
     sampling = dataclasses.replace(stage.sampling, max_new_tokens=longest_answer(stage))
     length = cache_length(stage.engine, sampling.max_new_tokens)
     params, state = sampler.abstract(length, sampling.max_new_tokens)
     cache = jax.tree.leaves(state.cache)
     held, whole = device_bytes(state.cache), sum(x.size * x.dtype.itemsize for x in cache)
     parts = {"weights": device_bytes(params), "cache": held}
-    found = compiled(lambda: sampler.lower_decode(length, sampling), mesh, parts, 0, sampler.slots * model.d_model, model)
-    return found | {"cache_copies": held * mesh.size / whole, "cache_length": length, "slots": sampler.slots}
+    found = compiled(lambda: sampler.lower_decode(length, sampling), where, parts, 0, sampler.slots * model.d_model, model)
+    return found | {"cache_copies": held * where.size / whole, "cache_length": length, "slots": sampler.slots}
 
 
 PROGRAMS = {"update": update, "decode": decode}
+EFFORT = {"exec_time_optimization_effort": -1.0}
+"""Of a TPU's compiler: what it tells is asked for, not a fast program."""
 
 
 def compiled(
@@ -110,13 +111,11 @@ def compiled(
     began = time.monotonic()
     program = lower()
     lowered = time.monotonic()
-    program = program.compile()
+    program = program.compile(EFFORT if mesh.devices.flat[0].platform == "tpu" else None)
     seconds = time.monotonic() - lowered
     told = program.memory_analysis()
     text = program.as_text()
-    # A TPU's links go through its whole slice, a GPU's through its host.
-    nodes = [d.slice_index if d.platform == "tpu" else d.process_index for d in mesh.devices.flat]
-    found = hlo.collectives(text, dict(mesh.shape), nodes)
+    found = hlo.collectives(text, dict(mesh.shape), [node(d) for d in mesh.devices.flat])
     return {
         "lower_seconds": lowered - began,
         "compile_seconds": seconds,
@@ -130,6 +129,13 @@ def compiled(
         "gathers": list(whole_gathers(found, tokens, model)),
         "largest": hlo.largest_buffers(text),
     }
+
+
+def node(device: jax.Device) -> int:
+    """Within which a device's own links go: of a TPU its slice, of which a description is one, of others the host."""
+    if device.platform == "tpu":
+        return device.slice_index if hasattr(device, "slice_index") else 0
+    return device.process_index
 
 
 def whole_gathers(found: list[hlo.Collective], tokens: int, model: config.Model) -> Iterator[str]:

@@ -3,17 +3,23 @@ on the device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import optax
+from jax.sharding import NamedSharding
 
 from r1jax import config, sharding
+from r1jax.params import ParamSpec
 
 HOST = "pinned_host"
 SHARED = -1  # what belongs to no parameter: the number of updates
+FEW = 2**24
+"""Numbers of an array on a device, up to which its state comes as a whole: a TPU lays layers of few numbers into tiles
+together, and cannot fetch a part of a tile from its host."""
 
 Tree = Any
 Step = Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree, Tree]]
@@ -31,6 +37,11 @@ def check(stage: config.Stage, mesh: sharding.AnyMesh) -> None:
             f"offload is {', '.join(stage.offload)}, but {here[0].device_kind} devices reach no memory of the host "
             f"({HOST}) through this JAX; leave offload empty"
         )
+
+
+def is_layered(spec: ParamSpec, where: NamedSharding) -> bool:
+    """Whether a parameter's state comes to the device a layer at a time."""
+    return spec.axes[:1] == ("layers",) and math.prod(where.shard_shape(spec.shape)) > FEW
 
 
 def on_host(shardings: Tree) -> Tree:

@@ -78,13 +78,14 @@ class Trainer:
         lora.check_targets(self.base_specs, stage.lora)
         self.specs = lora.adapt(self.base_specs, stage.lora)
         self.mask = parameters.trainable_mask(self.specs, stage.frozen)
-        trained = jax.tree.leaves(parameters.split(self.specs, self.mask)[0], is_leaf=parameters.is_spec)
-        self.layered = [spec.axes[:1] == ("layers",) for spec in trained]
         self.tx = optimizer(stage.optimizer, stage.steps)
         self.has_reference = stage.kind == "grpo" and stage.kl_beta > 0
         # Adapters that are never refreshed have a reference in their base.
         self.keep_reference = self.has_reference and (not stage.lora.rank or stage.reference_every > 0)
         self.param_shardings = sharding.param_shardings(self.specs, mesh, sharding.TRAIN)
+        trained = (parameters.split(tree, self.mask)[0] for tree in (self.specs, self.param_shardings))
+        specs, where = (jax.tree.leaves(tree, is_leaf=parameters.is_spec) for tree in trained)
+        self.layered = [offload.is_layered(spec, place) for spec, place in zip(specs, where, strict=True)]
         self._moves = lora.moving(self.specs, stage.lora)
         self._specs, self._mask = (parameters.split(tree, self._moves)[0] for tree in (self.specs, self.mask))
         self._kept = {"reference": self.keep_reference, "offload": stage.offload}
