@@ -298,7 +298,8 @@ def test_help_shows_every_field_with_its_value(folder):
     assert done.returncode == 0
     _, config = load_config("zero")
     flags = {flag for flag, _ in cli.options(config)} | {"--run-dir", "--dry-run"}
-    empty = {"--eval.sources", "--preference", "--sources.1.options", "--text.template-options"}  # flags change values and cannot add parts
+    # Flags change values and cannot add parts.
+    empty = {"--eval.sources", "--preference", "--sources.1.options", "--text.template-options"}
     assert {flag for flag in flags if flag not in done.stdout} == empty
     assert "(default: 3e-06)" in done.stdout
 
