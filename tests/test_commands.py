@@ -475,7 +475,7 @@ MISTAKES = {
     "eval --model RUN --tasks arithmetic --reward acuracy": "reward 'acuracy': not a built-in",
     "eval --model nowhere --tasks arithmetic": "nowhere: no such file or directory",
     "eval --model RUN --against nowhere --tasks arithmetic": "nowhere: no such file or directory",
-    "eval --model RUN --against RUN --tasks arithmetic": "--model and --against names RUN twice",
+    "eval --model RUN --against RUN --tasks arithmetic": "--model and --against names DIR twice",
     "eval --model RUN --tasks arithmetic --samples 2 --k 1 4": "pass@4 needs as many answers: arithmetic has 2; raise",
     "eval --model RUN --tasks arithmetic --out bad.jsonl": "--out bad.jsonl is a file; name a directory",
     "eval --model RUN --tasks arithmetic --out .": "--out . is not empty and holds no evaluation; name a new directory",
@@ -506,6 +506,6 @@ def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capfd, line):
         np.save(tmp_path / f"{name}.npy", np.array(array))
     assert cli.main(line.replace("RUN", str(run)).split()) == 2
     out, err = capfd.readouterr()
-    assert MISTAKES[line].replace("HERE", str(tmp_path)) in err
+    assert MISTAKES[line].replace("HERE", str(tmp_path)).replace("DIR", str(run)) in err
     assert err.startswith("r1jax: error: ") and err.count("\n") == 1 and not out
     assert not (tmp_path / "o.npz").exists()

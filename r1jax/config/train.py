@@ -91,8 +91,10 @@ class Log:
     """Project name; needs the extra ``wandb``."""
 
     def __post_init__(self):
-        if min(self.sample_every, self.expert_load_every) < 0 or self.samples_per_step < -1:
-            raise ConfigError("log.sample_every and log.expert_load_every must be >= 0 and log.samples_per_step >= -1")
+        if self.sample_every < 0 or self.samples_per_step < -1:
+            raise ConfigError("log.sample_every must be >= 0 and log.samples_per_step >= -1")
+        if self.expert_load_every < 0:
+            raise ConfigError("log.expert_load_every must be >= 0 (0 writes none)")
 
 
 @dataclass(frozen=True)
