@@ -13,7 +13,7 @@ from flax import struct
 from r1jax.lora import Adapted, is_adapted, merged
 from r1jax.nn import fp8
 from r1jax.nn.quantized import Quantized, plain
-from r1jax.sharding import platform
+from r1jax.sharding import one_device, platform
 
 FEW = 128  # rows up to which a CPU packs these sooner than a kernel
 
@@ -76,7 +76,7 @@ def _project_turned(x: jax.Array, w: jax.Array, dtype: str, contract: int) -> ja
     # As two matrices: of a product with more axes XLA:CPU turns the kernel around first.
     rows, out = x.shape[: x.ndim - contract], w.shape[: w.ndim - contract]
     x2, w2 = (a.reshape(-1, math.prod(w.shape[len(out) :])) for a in (x, w))
-    if platform() == "cpu" and dtype == "bfloat16" and len(x2) <= FEW:
+    if platform() == "cpu" and one_device() and dtype == "bfloat16" and len(x2) <= FEW:
         y = _kernel_first(x2, w2, dtype)
     else:
         y = dot(x2, w2, dtype, (1,), (1,))
@@ -89,7 +89,7 @@ def _kernel_first(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
     for a product with a vector is taken in float32, by one core."""
     lone = len(x) == 1
     y = dot(w, jnp.pad(x, ((0, 1), (0, 0))) if lone else x, dtype, (1,), (1,))
-    y = jax.lax.optimization_barrier(y).T
+    y = jax.lax.optimization_barrier(jax.lax.optimization_barrier(y).T)  # turned once, and not by each that reads it
     return y[:1] if lone else y
 
 
