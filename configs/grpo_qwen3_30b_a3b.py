@@ -4,8 +4,8 @@
     r1jax train grpo_qwen3_30b_a3b --micro-batch 16    # two nodes of 8 x H100
 
 Device    8 GPUs of 141 GB or 16 of 80 GB; experts are split 8 ways. 8 of 80 GB do not hold it: weights, float32 masters,
-          moments, gradients and the sampler's copy alone are 106 GiB on each. Not run here. Rows need the extra `parquet`.
-Memory    114 GiB on each of 8, 66.4 GiB on each of 16: computed, the table that --dry-run prints.
+          moments, gradients and the sampler's copy alone are 81 GiB on each. Not run here. Rows need the extra `parquet`.
+Memory    92.6 GiB on each of 8, 57.1 GiB on each of 16: computed, the table that --dry-run prints.
 Expected  unknown. 3 of 3 GRPO runs of Qwen3-30B-A3B collapsed without routing replay, and none with it
           (github.com/NVIDIA/Megatron-LM, issue 4168): 10 % of the routers of sampler and trainer disagreed. Here both are one
           forward pass, with the router in float32, and routes are replayed (routing_replay): watch sampler/logprob_diff_mean
@@ -15,8 +15,6 @@ Against a collapse, beside the replay: one update a round; a token's weight is c
 (importance_cap); the router is frozen, and no balance loss pulls at what feeds it. For more updates a round, Qwen's ratio of
 whole sequences is meant to do even without replay (GSPO, arXiv 2507.18071): --minibatches 4 --ratio-level sequence
 --clip-low 3e-4 --clip-high 4e-4.
-
-Every expert sees every token so far: 16 times the products that 8 of 128 experts need.
 """
 
 from r1jax.config import GQA, GRPO, Checkpoint, Engine, Eval, Mesh, Model, MoE, Optimizer, Rope, Sampling, Segment, Source, Text

@@ -4,7 +4,7 @@
     sbatch --nodes=8 launch/slurm.sbatch r1_zero_30b_a100         # the same under SLURM
 
 Device    64 GPUs of 80 GB; experts are split 8 ways. Not run here. Rows need the extra `parquet`.
-Memory    59.9 GiB on each of 64: computed, as --dry-run does there.
+Memory    52.8 GiB on each of 64: computed, as --dry-run does there.
 Expected  unknown. Published is that experiments before R1 used A100s and a model of about 30B parameters (arXiv 2501.12948v2);
           not which weights it began from, nor what came out. It was not released: this begins from Qwen3-30B-A3B-Base, of whose
           128 experts 8 see a token, and which is a year younger than V3-Base.

@@ -56,7 +56,7 @@ def config() -> GRPO:
         remat="offload",
         capacity_factor=1.25,  # V3 drops no token; here room is static: a quarter more than even loads need
         offload=("optimizer", "reference"),  # R1 offloaded what a phase does not use (supplement, B.1)
-        mesh=Mesh(fsdp=1, expert=64, tensor=2, context=4),  # layout unpublished; a row lies within a node of 8
+        mesh=Mesh(fsdp=1, expert=64, context=8),  # layout unpublished; a row lies within a node of 8
         eval=Eval(every=100, limit=512, final_samples=16),
         checkpoint=Checkpoint(every=100),
         workers=Workers(count=16),

@@ -4,7 +4,7 @@
     sbatch --nodes=8 launch/slurm.sbatch r1_zero_qwen_32b                         # the same under SLURM
 
 Device    64 GPUs of 80 GB, weights split 8 ways in a node. Not run here. Rows need the extra `parquet`.
-Memory    40.8 GiB on each of 64: computed, as --dry-run does there.
+Memory    37.1 GiB on each of 64: computed, as --dry-run does there.
 Expected  AIME 2024 pass@1 47.0 %, cons@64 60.0 %, MATH-500 91.6 %, GPQA Diamond 55.0 %, LiveCodeBench 40.2 % after more than
           10,000 steps (arXiv 2501.12948v1, section 4.1) on mathematics, code and STEM; not the last two from mathematics alone,
           as here. On AIME 2024, DAPO reports 50 % from the same weights (arXiv 2503.14476).
