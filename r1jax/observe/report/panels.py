@@ -44,6 +44,23 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
         Panel("Entropy", r"entropy", "nats per token", "falls slowly; near 0 nothing new is tried"),
         Panel("Tokens clipped", r"clip/.*", "share", "below 0.05"),
         Panel("Ratio of policy to pi_old", r"ratio", "", "0.98 to 1.02"),
+        Panel("KL to the teacher", r"teacher/kl", "nats per token", "falls"),
+        Panel("Guards that hold", r"guard/.*", "", "absent in a healthy run"),
+    ),
+    "Critic": (
+        Panel("Values and returns", r"critic/(value|return)", "reward", "the values come to the returns"),
+        Panel("Variance of the returns that is explained", r"critic/explained", "share", "rises from 0 or below"),
+        Panel("Loss of the critic", r"critic/loss", "", "falls"),
+        Panel("Values clipped", r"critic/clipped", "share", "below 0.2"),
+        Panel("Gradient norm of the critic", r"critic/grad_norm", ""),
+        Panel("Updates of the critic left out", r"critic/skipped", "updates", "0 in a healthy run"),
+    ),
+    "Reward model": (
+        Panel("Answers put in the right order", r"preference/accuracy", "share", "0.6 to 0.8 where people disagree"),
+        Panel("Lead of the better answer", r"preference/margin", "value", "grows slowly"),
+        Panel("Values of good and bad answers", r"preference/(good|bad)", "value", "apart"),
+        Panel("Length of chosen and rejected answers", r"length/(chosen|rejected)", "tokens", "alike"),
+        Panel("Pairs left out to balance lengths", r"data/unbalanced", "pairs"),
     ),
     "Update": (
         Panel("Loss", r"loss", "", "SFT: falls; GRPO: look at the reward instead"),
@@ -67,6 +84,7 @@ GROUPS: dict[str, tuple[Panel, ...]] = {
     "Time and speed": (
         Panel("Seconds of a step", r"time/.*", "s", "the rollout is the larger part"),
         Panel("Speed", r"tokens_per_s/.*", "tokens/s", "steady; the first step compiles"),
+        Panel("Busiest device, without and with copies of experts", r"rollout/device_load(_alone)?", "of the mean"),
         Panel("Slots busy", r"rollout/slots_busy", "share", "above 0.7"),
         Panel("Tokens of a decode step", r"rollout/tokens_per_step", "tokens"),
         Panel("Drafts accepted", r"rollout/drafts_accepted", "share", "V3: 0.85 to 0.9"),
