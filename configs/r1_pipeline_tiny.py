@@ -76,7 +76,7 @@ CHECKPOINT = Checkpoint(every=20)
 RULE = {"accuracy": 1.0, "format": 1.0}
 ALL_RULES = {**RULE, "language": 1.0}
 HELD_OUT = Source(path=TASK, name="held_out", split="test", rewards=ALL_RULES)
-EVAL = Eval(every=10, sources=(HELD_OUT,), limit=512, final_samples=4)
+EVAL = Eval(every=10, sources=(HELD_OUT,), limit=512, final_samples=4, sampling=SAMPLING)  # one temperature for all stages
 NOISY = Source(path=TASK, name="noisy", options={"noise": 0.3, "forget_carry": 0.5, "mixed": 0.4}, rewards={})
 
 
