@@ -17,6 +17,7 @@ from r1jax.models import decoder
 from r1jax.params import is_spec, path_name
 from r1jax.plan import memory, shortage
 from r1jax.plan.capacity import host_available
+from r1jax.train import offload
 from r1jax.train.update import Trainer
 
 DENSE = config.Model(vocab_size=256, d_model=64, d_ff=128, segments=(config.Segment("dense", 2),))
@@ -237,7 +238,8 @@ def test_an_out_of_memory_error_says_what_to_change(text, asked):
     assert "mesh.context" in shortage.explain(error, "update", found, alone, deep)
 
 
-def test_what_rests_on_the_host_is_not_on_the_device():
+def test_what_rests_on_the_host_is_not_on_the_device(monkeypatch):
+    monkeypatch.setattr(offload, "FEW", 0)
     model = dataclasses.replace(DENSE, param_dtype="bfloat16")
     plain = memory.table(stage(model, kl_beta=0.1), model, one_device(), capacity=2**30)
     moved = memory.table(stage(model, kl_beta=0.1, offload=("optimizer", "reference")), model, one_device(), capacity=2**30)
