@@ -51,7 +51,7 @@ extras_for() {
   local extras=''
   case $(basename "$1" .py) in
     smollm2*) extras=smollm2 ;;
-    gsm8k* | grpo_qwen3* | one_card* | r1_zero* | distill*) extras=parquet ;;
+    gsm8k* | grpo_qwen3* | one_card* | r1_zero* | r1_pipeline_1p5b | r1_pipeline_671b | distill*) extras=parquet ;;
   esac
   case " $*" in *gs://*) extras=${extras:+$extras,}gs ;; esac
   echo "$extras"
