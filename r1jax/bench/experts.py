@@ -1,7 +1,8 @@
 """What experts cost, grouped by choice and dense: ``python -m r1jax.bench.experts [--tokens 16384]``.
 
-One layer of experts, router included, with 8, 64 and 256 experts of which two take each token, so with the same work per
-token. Forward and backward in float32, and decoding: forward only, 64 tokens, kernels held in bfloat16. The forms take turns;
+One layer of experts with 8, 64 and 256 of them, of which two take each token. Forward and backward in float32: of the experts
+alone, the same work per token, and with the router, whose own grows with the experts. And decoding: forward only, 64 tokens,
+kernels held in bfloat16. The forms take turns;
 medians are printed. Every expert for every token is left out where it would take more than a few seconds.
 """
 
@@ -37,6 +38,13 @@ def drawn(n_experts: int, tokens: int, matmul_dtype: str) -> tuple[config.Model,
 
 def layer(params, x, form, model):
     return form(params, x, moe.route(params, x, model.moe), model)
+
+
+def experts(n_experts: int, tokens: int, form: str):
+    model, params, x = drawn(n_experts, tokens, "float32")
+    routing = moe.route(params, x, model.moe)
+    grad = jax.jit(jax.grad(lambda params, x, routing: (FORMS[form](params, x, routing, model) ** 2).sum(), (0, 1)))
+    return partial(grad, params, x, routing)
 
 
 def update(n_experts: int, tokens: int, form: str):
@@ -77,6 +85,7 @@ def main(arguments: Sequence[str]) -> None:
             tokens = int(number)
         case _:
             raise SystemExit(__doc__.partition("\n")[0])
+    compare(experts, tokens, DENSE_UP_TO)
     compare(update, tokens, DENSE_UP_TO)
     compare(decode, 64, DENSE_UP_TO)
 
