@@ -104,7 +104,7 @@ def sft(rows: str, steps: int) -> SFT:
         bias_rate=0.0,  # unpublished
         balance_weight=0.0,  # unpublished
         mtp_weight=0.0,  # unpublished
-        micro_batch=32,
+        micro_batch=64,
         param_dtype="bfloat16",
         remat="offload",
         capacity_factor=1.25,
@@ -125,7 +125,7 @@ def judge(rows_of: Source, rows: int, **settings) -> RewardModel:
     """R1's rates, batch and one epoch are the defaults; what it began with is unpublished but for its architecture."""
     return RewardModel(
         init="sft2", text=R1, sources=(dataclasses.replace(rows_of, limit=rows),), steps=rows // 256,
-        bias_rate=0.0, balance_weight=0.0, mtp_weight=0.0, micro_batch=32, param_dtype="bfloat16", remat="offload",
+        bias_rate=0.0, balance_weight=0.0, mtp_weight=0.0, micro_batch=64, param_dtype="bfloat16", remat="offload",
         capacity_factor=1.25, offload=("optimizer",), mesh=ZERO.mesh, optimizer=Optimizer(lr=6e-6, moments_dtype="bfloat16"),
         **settings,
     )  # fmt: skip
