@@ -234,7 +234,7 @@ def test_an_update_moves_adapters_alone_and_leaves_the_base_where_it_is(one_devi
 def test_a_mesh_of_all_axes_gives_the_numbers_of_one_device(one_device):
     _, _, state, metrics = updated(sharding.make_mesh(config.Mesh(fsdp=2, expert=2, tensor=2)))
     gate = state.params["segments"][0]["ff"]["gate"]
-    assert gate.a.sharding.spec == jax.sharding.PartitionSpec(None, ("expert",), ("fsdp",), None)
+    assert gate.a.sharding.spec == jax.sharding.PartitionSpec(None, ("expert",), ("fsdp", "context"), None)
     assert gate.b.sharding.spec == jax.sharding.PartitionSpec(None, ("expert",), None, ("tensor",))
     for ours, theirs in ((state.params, one_device[2].params), (metrics, one_device[3])):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5), ours, theirs)
