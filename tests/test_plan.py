@@ -379,6 +379,15 @@ def test_a_mesh_of_another_size_is_refused_with_what_it_is(tmp_path, capsys):
     assert "the mesh has 3 devices and the topology 8" in capsys.readouterr().err
 
 
+def test_the_cache_of_devices_that_are_not_here_has_their_type(monkeypatch):
+    """A CPU's is float32."""
+    model, mesh = dataclasses.replace(tiny.DENSE, dtype="bfloat16"), sharding.make_mesh(config.Mesh(fsdp=1))
+    for platform, dtype in (("gpu", "bfloat16"), ("cpu", "float32")):
+        monkeypatch.setattr(sharding, "platform_of", lambda mesh, platform=platform: platform)
+        _, state = Sampler(model, config.Engine(slots=2), mesh, end_ids=(1,)).abstract(16, 8)
+        assert {x.dtype.name for x in jax.tree.leaves(state.cache)} == {dtype}
+
+
 def test_groups_along_a_part_of_an_axis():
     line = "replica_groups=mesh['a'=8] {'a':(2)4}"
     assert hlo._groups(line).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -220,10 +220,10 @@ class Sampler:
 
     def abstract(self, length: int, cap: int) -> tuple[Any, Decoding]:
         """Weights, and what is decoded in a cache of ``length`` positions, as ShapeDtypeStructs with shardings."""
+        with sharding.using(self.mesh, self.rules):  # the type of the cache is a platform's
+            empty = jax.eval_shape(partial(self._loop.empty, length=length, cap=cap))
         state = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            jax.eval_shape(partial(self._loop.empty, length=length, cap=cap)),
-            self._layout(1),
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), empty, self._layout(1)
         )
         weights = self._weights.abstract()
         return weights if self._hot is None else self._hot.abstract(weights), state
