@@ -1,11 +1,11 @@
 """R1-Zero on Qwen3-30B-A3B-Base, a mixture of 128 experts: competition mathematics with answers that are whole numbers.
 
-    r1jax train grpo_qwen3_30b_a3b                     # one node of 8 x H200
-    r1jax train grpo_qwen3_30b_a3b --micro-batch 16    # two nodes of 8 x H100
+    r1jax train grpo_qwen3_30b_a3b                     # one node of 8 x H100
+    r1jax train grpo_qwen3_30b_a3b --micro-batch 16    # two nodes
 
-Device    8 GPUs of 141 GB or 16 of 80 GB; experts are split 8 ways. 8 of 80 GB do not hold it: weights, float32 masters,
-          moments, gradients and the sampler's copy alone are 81 GiB on each. Not run here. Rows need the extra `parquet`.
-Memory    92.6 GiB on each of 8, 57.1 GiB on each of 16: computed, the table that --dry-run prints.
+Device    8 GPUs of 80 GB; experts are split 8 ways, and float32 masters and moments rest on the host, 28 GiB for each device.
+          Compiled for 8 x H100 (67.1 of 70.8 GiB at its peak), not run here. Rows need the extra `parquet`.
+Memory    50.0 GiB on each of 8, 35.7 GiB on each of 16: computed, the table that --dry-run prints.
 Expected  unknown. 3 of 3 GRPO runs of Qwen3-30B-A3B collapsed without routing replay, and none with it
           (github.com/NVIDIA/Megatron-LM, issue 4168): 10 % of the routers of sampler and trainer disagreed. Here both are one
           forward pass, with the router in float32, and routes are replayed (routing_replay): watch sampler/logprob_diff_mean
@@ -53,12 +53,14 @@ def config() -> GRPO:
         frozen=("router",),
         bias_rate=0.0,
         balance_weight=0.0,
-        optimizer=Optimizer(lr=1e-6, weight_decay=0.0),
+        optimizer=Optimizer(lr=1e-6, weight_decay=0.0, moments_dtype="bfloat16"),
         sampling=Sampling(max_new_tokens=2048, stop=("</answer>",)),
         engine=Engine(slots=128, max_prompt_tokens=512),
         sequence_length=2560,
         micro_batch=8,
+        param_dtype="bfloat16",
         matmul_dtype="bfloat16",
+        offload=("optimizer",),
         remat="layer",
         mesh=Mesh(expert=8, fsdp=0),
         eval=Eval(every=50, limit=256, final_samples=1),

@@ -131,6 +131,10 @@ class RunDir:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         _write(self.path / _ENDED, {"how": how, "why": why, "time": now})
 
+    def begin(self) -> None:
+        """Forgets how the last attempt ended: this one goes on."""
+        (self.path / _ENDED).unlink(missing_ok=True)
+
     def upload(self) -> None:
         """Of a run on ``gs://``, copies what was written since the last time to the bucket.
 
@@ -248,7 +252,6 @@ def open_or_resume(
             f"{name} was trained with another config: {tell(refused)}. A resumed run may change only {', '.join(safe)}; "
             f"start a new run with --init {name}@STEP, or give the old values"
         )
-    (path / _ENDED).unlink(missing_ok=True)
     # The mark goes first: killed between the two, the run is still resumed.
     if any(place.split(".")[-1] == "steps" and (new or 0) > (was or 0) for place, was, new in changes):
         (path / "finished.json").unlink(missing_ok=True)

@@ -101,7 +101,7 @@ def trainer():
 def updated(trainer, params, batch, count):
     """(metrics, first moments, parameters): the moments are the gradient, but for a factor."""
     state, metrics = trainer.update(trainer.create(params), trainer.put(batch), count, float(batch.mask.sum()))
-    return jax.tree.map(np.asarray, ({k: float(v) for k, v in metrics.items()}, state.opt_state[0].mu, state.params))
+    return jax.tree.map(np.asarray, ({k: np.asarray(v) for k, v in metrics.items()}, state.opt_state[0].mu, state.params))
 
 
 # -- Recording

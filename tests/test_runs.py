@@ -53,6 +53,8 @@ def test_a_held_run_goes_on_whatever_its_last_attempt_said(tmp_path):
     run.end("guard", "no signal")
     held = rundir.open_or_resume(run.path, run.config)
     try:
+        assert runs.read(run.path).state == "running"
+        held.begin()
         assert runs.read(run.path).state == "running" and rundir.ended(run.path) is None
     finally:
         held.close()

@@ -84,9 +84,11 @@ def read(path: Path) -> Run:
     stages = tuple(_stage(path / name, name, found[name] if name else found) for name in names)
     changed = max((_changed(p) for p in {path, *(s.path for s in stages)}), default=0.0)
     end, held = rundir.ended(path) or {}, rundir.is_held(path)
-    if end:  # an attempt removes what the one before it noted
+    if held:
+        state = "running"
+    elif end:  # an attempt removes what the one before it noted
         state = end["how"]
-    elif held or (held is None and time.time() - changed < RECENT):
+    elif held is None and time.time() - changed < RECENT:
         state = "running"
     else:
         state = "finished" if all(s.state == "finished" for s in stages) else "killed"

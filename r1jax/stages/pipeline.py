@@ -73,6 +73,9 @@ def _train(
         decisions = agree(settings, run and run.path, first, last) if pipeline else None
         prepared = prepare_all(settings, name, run and run.path, decisions)
         run = run or open_run(name, settings, path, held)
+        idle = not prepared and (rundir.ended(run.path) or {}).get("how") == "finished"
+        if not idle and jax.process_index() == 0:
+            run.begin()
         run.upload()  # a bucket that holds a stage's files alone holds no run
         print(f"run directory: {run.name}", flush=True)
         if pipeline:
@@ -84,7 +87,8 @@ def _train(
                 decide.note_asked(run.path, None)
         else:
             train_stage(prepared.get(name), settings, run, name, profile)
-        note_end(run, "finished")
+        if not idle:
+            note_end(run, "finished")
     except Preempted as saved:
         note_end(run, "pre-empted", saved)
         print(f"{saved}; go on with --run-dir {run.name}", flush=True)
@@ -107,7 +111,8 @@ def _train(
         summary.show(run.path, settings)
         if pipeline:
             ledger.show(run.path, list(settings.stages()), settings.bill)
-        write_report(run)
+        if not idle:
+            write_report(run)
         run.upload()
     return 0
 
