@@ -475,7 +475,7 @@ MISTAKES = {
     "eval --model RUN --tasks arithmetic --reward acuracy": "reward 'acuracy': not a built-in",
     "eval --model nowhere --tasks arithmetic": "nowhere: no such file or directory",
     "eval --model RUN --against nowhere --tasks arithmetic": "nowhere: no such file or directory",
-    "eval --model RUN --against RUN --tasks arithmetic": "--model and --against names DIR twice",
+    "eval --model RUN --against RUN --tasks arithmetic": "--model with --against names DIR twice",
     "eval --model RUN --tasks arithmetic --samples 2 --k 1 4": "pass@4 needs as many answers: arithmetic has 2; raise",
     "eval --model RUN --tasks arithmetic --out bad.jsonl": "--out bad.jsonl is a file; name a directory",
     "eval --model RUN --tasks arithmetic --out .": "--out . is not empty and holds no evaluation; name a new directory",

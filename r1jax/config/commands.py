@@ -251,7 +251,7 @@ class Evaluate(Answering):
         super().__post_init__()
         if not self.tasks:
             raise ConfigError("--tasks is empty; name at least one")
-        for flag, names in (("--tasks", self.tasks), ("--model and --against", (self.model, *self.against))):
+        for flag, names in (("--tasks", self.tasks), ("--model with --against", (self.model, *self.against))):
             if twice := {name for name in names if names.count(name) > 1}:
                 raise ConfigError(f"{flag} names {min(twice)} twice; name it once")
         if self.samples is not None:
