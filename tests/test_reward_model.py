@@ -112,7 +112,7 @@ def test_the_reward_command_takes_a_run_and_others_refuse_it(trained, tmp_path, 
     np.testing.assert_allclose([r["rewards"][name] for r in found[:8]], [s.value for s in expected], rtol=1e-5, atol=1e-5)
     assert [r["rewards"][REWARD] for r in found] == [tiny.checksum("", r["completion"], {}) for r in rows]
     good, bad = ([r["rewards"][name] for r in found[i::2]] for i in range(2))
-    assert min(good) > np.mean(bad)
+    assert np.mean(np.greater(good, bad)) > 0.9, np.mean(np.greater(good, bad))
     capsys.readouterr()
     for bad_name, said in [
         ('model{"path":"x"}', 'write a reward model as model{"run":"RUN"}'),
