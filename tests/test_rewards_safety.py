@@ -80,6 +80,11 @@ def test_keywords_are_whole_words_wherever_they_stand(control, prompt, completio
     assert (score.value, score.why) == ((1.0, "no keyword") if keyword is None else (0.0, f"keyword {keyword!r}"))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_keyword(control, tmp_path):
+    (tmp_path / "marked.txt").write_text("bomb\n", encoding="utf-8-sig")
+    assert control("a bomb", keywords="marked.txt").why == "keyword 'bomb'"
+
+
 def test_the_review_decides_what_the_keywords_stop(control):
     half, fails = control.mine + "half", control.mine + "fails"
     assert control("bomb", judge=half).value == 1 and control("bomb", judge=half, safe_from=0.6).value == 0

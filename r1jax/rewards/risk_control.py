@@ -107,7 +107,7 @@ def _read(path: Path) -> Rules:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"the keywords {path} cannot be read ({type(e).__name__}); give a text file, a keyword a line") from e
     words = [_plain(line).strip() for line in lines if line.strip() and not line.startswith("#")]
