@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -94,7 +95,10 @@ def _train(
         print(f"{saved}; go on with --run-dir {run.name}", flush=True)
         return PREEMPTED
     except OSError as error:
-        if not (line := disk.explained(error, run)):
+        line = disk.explained(error, run)
+        with contextlib.suppress(OSError):  # a disk that is full takes no note either
+            note_end(run, "failed", line or error)
+        if not line:
             raise
         raise config.ConfigError(line) from error
     except KeyboardInterrupt:
