@@ -3,7 +3,8 @@
     r1jax plan r1_zero_671b --topology h800:512      # does it fit, what does a step take, what does it cost
     r1jax train r1_zero_671b                         # 64 nodes of 8 x H800
 
-Device    512 of 80 GB or more. Not run here. What was compiled: r1jax/plan/README.md. Rows need the extra `parquet`.
+Device    512 of 80 GB or more: compiled for h800:512 and v5p:8x8x8, which hold it (r1jax/plan/README.md). Not run here. Rows
+          need the extra `parquet`.
 Memory    computed: the table that `r1jax plan` prints, with the settings that fit where these do not.
 Expected  AIME 2024 pass@1 from 15.6 % to 77.9 % in 10,400 steps, answers from about 500 to about 14,200 tokens; about 198 hours
           on 512 H800, 101K GPU-hours (Nature 645, 633-638, 2025, Methods and figure 1; its supplement's cost table).
