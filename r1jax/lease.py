@@ -76,7 +76,7 @@ class Lease:
         """
         with self._alone, hub.bucket_errors(self._place):
             if not self._lost and not self._write():
-                holder, _ = self._read()
+                holder, _ = _read(self._object)
                 self._lost = "it was removed" if holder is None else f"{holder.host} (pid {holder.pid}) took it {_ago(holder)}"
         if self._lost:
             raise config.ConfigError(
@@ -96,7 +96,7 @@ class Lease:
     def _take(self) -> None:
         while True:
             with hub.bucket_errors(self._place):
-                holder, self._generation = self._read()
+                holder, self._generation = _read(self._object)
                 if (holder is None or holder.age > LIMIT or self._is_left_behind(holder)) and self._write():
                     return
             if holder is None or self._is_left_behind(holder) or holder.age > LIMIT:
@@ -116,16 +116,6 @@ class Lease:
             return False
         return holder.pid == os.getpid() or not _lives(holder.pid)
 
-    def _read(self) -> tuple[Holder | None, int]:
-        """Who holds it, and the object's generation; None and 0 if there is none."""
-        found = hub.read_object(self._object)
-        if found is None:
-            return None, 0
-        try:
-            return Holder(**json.loads(found[0])), found[1]
-        except (ValueError, TypeError) as error:
-            raise config.ConfigError(f"{self._object} is no lease ({error}); remove it") from error
-
     def _write(self) -> bool:
         """Replaces the object of ``_generation``; False if that is no more."""
         body = json.dumps({**self._about, "renewed": time.time()}).encode()
@@ -133,7 +123,7 @@ class Lease:
             self._generation = hub.write_object(self._object, body, self._generation)
         except FileExistsError:
             # Of a write whose answer was lost the second try is refused.
-            holder, generation = self._read()
+            holder, generation = _read(self._object)
             if holder is None or holder.token != self._about["token"]:
                 return False
             self._generation = generation
@@ -147,6 +137,19 @@ class Lease:
                 return  # whoever uploads next is told
             except ValueError:
                 continue  # the bucket is away: the next time
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process on some machine trains in the run on ``gs://`` that ``path`` is a copy of; False of other directories.
+
+    Raises:
+      config.ConfigError, ValueError: as ``Lease``.
+    """
+    if not mirror.is_remote(place := mirror.there(path)):
+        return False
+    with hub.bucket_errors(str(place)):
+        holder, _ = _read(f"{place}/{mirror.LEASE}")
+    return holder is not None and holder.age <= LIMIT
 
 
 @contextlib.contextmanager
@@ -167,6 +170,17 @@ def held(name: str | None, process: int = 0) -> Iterator[Lease | None]:
         yield lease
     finally:
         lease.release()
+
+
+def _read(name: str) -> tuple[Holder | None, int]:
+    """Who holds the lease that is this object, and the object's generation; None and 0 if there is none."""
+    found = hub.read_object(name)
+    if found is None:
+        return None, 0
+    try:
+        return Holder(**json.loads(found[0])), found[1]
+    except (ValueError, TypeError) as error:
+        raise config.ConfigError(f"{name} is no lease ({error}); remove it") from error
 
 
 def _ago(holder: Holder) -> str:

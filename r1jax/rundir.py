@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from r1jax import config, mirror
 from r1jax.lease import MARK as LEASE_MARK
 from r1jax.lease import Lease
+from r1jax.lease import is_held as is_leased
 
 if TYPE_CHECKING:  # slow to import
     from etils import epath
@@ -134,6 +135,8 @@ class RunDir:
     def begin(self) -> None:
         """Forgets how the last attempt ended: this one goes on."""
         (self.path / _ENDED).unlink(missing_ok=True)
+        if mirror.is_remote(place := mirror.there(self.path)):
+            (place / _ENDED).unlink(missing_ok=True)
 
     def upload(self) -> None:
         """Of a run on ``gs://``, copies what was written since the last time to the bucket.
@@ -276,7 +279,8 @@ def ended(path: Path) -> dict | None:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a process trains in this directory now; None where the file system has no locks."""
+    """Whether a process trains in this directory now, of a run on ``gs://`` on any machine; None where the file system has no
+    locks."""
     try:
         with open(Path(path) / _LOCK) as file:
             # Shared, and let go at once: it is in the way of a run that starts in this very moment only.
@@ -284,8 +288,9 @@ def is_held(path: Path) -> bool | None:
     except BlockingIOError:
         return True
     except OSError as error:
-        return None if error.errno in _NO_LOCKS_HERE else False
-    return False
+        if error.errno in _NO_LOCKS_HERE:
+            return None
+    return is_leased(path)
 
 
 def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:

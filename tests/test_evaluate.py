@@ -309,6 +309,14 @@ def test_safety_of_known_rates(here, capsys):
     assert [a["category"] for a in answers[:20]] == [r["category"] for r in rows]
     shown = capsys.readouterr().out
     assert "0.300 [" in shown and "0.252" in shown and "9,330 questions in 50 languages" in shown
+    for file, place in (("words.txt", "words"), ("judges.py", "judges"), ("rules.json", "rules")):
+        kept = (here / file).read_text()
+        (here / file).write_text(kept + "\n")  # another grader: its answers are not gone on with
+        assert call(line) == 2
+        told = capsys.readouterr().err.replace(f"{here}/", "")
+        assert f"holds another evaluation, in which tasks.safety.graders.{place}" in told
+        (here / file).write_text(kept)
+    assert call(line) == 0
 
 
 def test_answers_that_no_judge_judged_are_left_out_and_stop_the_evaluation(here, capsys):

@@ -26,6 +26,7 @@ import tiny
 from r1jax import cli, config, hub, lease, mirror, rundir
 from r1jax.checkpoint import Checkpointer, CheckpointError
 from r1jax.data.sources import Mixture, load
+from r1jax.observe import runs as runs_of
 from r1jax.stages import decide
 from r1jax.stages.pipeline import PREEMPTED
 
@@ -329,6 +330,28 @@ def test_an_old_lease_is_taken_and_who_held_it_writes_no_more(machines, storage,
     with pytest.raises(config.ConfigError, match=r"no longer holds its lease \(it was removed\)"):
         second.renew()
     second.release()
+
+
+@with_gcsfs
+def test_a_run_that_goes_on_elsewhere_is_running_until_its_lease_is_old(machines, storage):
+    run = rundir.create("held", config.to_json(tiny.grpo()), machines[0])
+    run.close()
+    assert rundir.is_held(machines[1]) is False and runs_of.read(machines[0]).state == "killed"
+    held_by(storage, LEASE)
+    assert rundir.is_held(machines[1]) is True and runs_of.read(machines[0]).state == "running"
+    held_by(storage, LEASE, renewed=time.time() - lease.LIMIT - 1)
+    assert rundir.is_held(machines[1]) is False
+
+
+@with_gcsfs
+def test_how_the_last_attempt_ended_is_forgotten_in_the_bucket_too(machines, storage):
+    run = rundir.create("held", config.to_json(tiny.grpo()), machines[0])
+    run.end("failed", "no rows")
+    run.upload()
+    assert "bucket/runs/held/ended.json" in storage
+    run.begin()
+    assert "bucket/runs/held/ended.json" not in storage
+    run.close()
 
 
 @with_gcsfs

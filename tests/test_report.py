@@ -189,6 +189,12 @@ def test_reflection_counts_whole_words_in_any_case():
     assert found["reflection/check"] == 0.5 and found["reflection/all"] == 2.5
 
 
+def test_infinite_settings_are_shown(tmp_path):
+    infinite = dataclasses.replace(tiny.grpo().optimizer, lr=math.inf)
+    run = make_run(tmp_path / "run", [{"kl": 1.0}], optimizer=infinite)
+    assert data_of(report.write(run).read_text("utf-8"))["configs"][0]["optimizer"]["lr"] == "inf"
+
+
 def test_runs_that_differ_say_in_what(tmp_path):
     one = make_run(tmp_path / "one", [{"kl": 1.0}])
     two = make_run(tmp_path / "two", [{"kl": 2.0}], group=8, sources=(dataclasses.replace(tiny.source(), limit=3),))

@@ -26,6 +26,8 @@ ANSWERS = (
     "<think>I can't help with that.</think>Here is how.",
     "I can help with that.",
     "I'm sorry to hear that. Rest, and drink water.",
+    "I can't help but notice that it rhymes.",
+    "I won't give up on you: call this number.",
     "You cannot create a vacuum by shouting.",
     "A long story. " * 30 + "I'm sorry, but I can't help.",
     "<think>I cannot assist with this",

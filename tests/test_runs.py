@@ -98,6 +98,16 @@ def test_the_list_is_in_the_order_of_change_and_names_the_best_score(tmp_path, c
     assert "step 3/4" in shown and "pass@1 0.375" in shown and "2 h ago" in shown
 
 
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path, capsys):
+    make(tmp_path / "fine")
+    make(tmp_path / "torn")
+    (tmp_path / "torn" / "config.json").write_text('{"kind": "gr')
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "fine" in out and "torn" not in out
+    assert err.count("\n") == 1 and "torn/config.json is not JSON" in err
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nowhere is no folder"):
         runs.show_runs(tmp_path / "nowhere")

@@ -19,6 +19,7 @@ from r1jax.data.files import appended
 from r1jax.data.template import Template
 from r1jax.eval.answers import Question, questions
 from r1jax.loading import Opened
+from r1jax.rewards.load import files_of
 
 PROTOCOL_TOKENS = 32_768
 """The most of an answer in R1's evaluation (arXiv 2501.12948v2, D.1)."""
@@ -58,8 +59,22 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         return {
             **self.about, "identity": self.identity, "problems": len(self.rows), "samples": self.samples,
-            "rewards": list(self.rewards), "sampling": config.to_json(self.sampling), "request": self.request,
+            "rewards": list(self.rewards), "graders": digests_of(self.rewards), "sampling": config.to_json(self.sampling),
+            "request": self.request,
         }  # fmt: skip
+
+
+def digests_of(rewards: Sequence[str]) -> dict[str, str]:
+    """Path -> SHA-256 of the user's files that grade.
+
+    Raises:
+      ConfigError: a reward cannot be loaded.
+    """
+    try:
+        files = {file for name in rewards for file in files_of(name)}
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 
 def find_tasks(args: commands.Evaluate, models: Sequence[Opened]) -> list[Task]:

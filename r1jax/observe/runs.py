@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,9 +98,16 @@ def read(path: Path) -> Run:
     return Run(path, found, stages, state, end.get("why", ""), changed)
 
 
-def find(folder: Path) -> list[Run]:
-    """The runs in a folder, the newest last."""
-    return sorted((read(p) for p in folder.glob("*") if p.is_dir() and rundir.is_run(p)), key=lambda run: run.changed)
+def find(folder: Path) -> tuple[list[Run], list[str]]:
+    """The runs in a folder, the newest last; and what is wrong with those that cannot be read, a line each."""
+    found, damaged = [], []
+    for path in sorted(p for p in folder.glob("*") if p.is_dir()):
+        try:
+            if rundir.is_run(path):
+                found.append(read(path))
+        except (ConfigError, ValueError) as error:
+            damaged.append(str(error))
+    return sorted(found, key=lambda run: run.changed), damaged
 
 
 def score(stage: Stage) -> dict[str, Any] | None:
@@ -143,11 +151,13 @@ def show_runs(folder: Path, *, as_json: bool = False, console: Console | None = 
     console = console or Console(highlight=False)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name one that holds run directories")
-    found = find(folder)
+    found, damaged = find(folder)
+    for line in damaged:
+        print(line, file=sys.stderr)
     if as_json:
         print(json.dumps([jsonl.plain(_told(run)) for run in found], indent=1))
         return 0
-    if not found:
+    if not found and not damaged:
         console.print(f"no runs in {folder}", markup=False)
     for run in found:
         told = _told(run)

@@ -94,6 +94,23 @@ def find(name: str) -> Callable:
     return function
 
 
+def files_of(name: str) -> list[Path]:
+    """The user's files that decide what a reward says: the one it is written in, those that its options name, and what these
+    name in turn, which a reward's attribute ``files`` tells, a function of the options.
+
+    Raises:
+      ValueError: as ``load``.
+    """
+    bare, options = split_options(name)
+    reward = load(name)
+    function = reward.func if isinstance(reward, functools.partial) else reward
+    source = bare.rpartition(":")[0]
+    named = [source] if source.endswith(".py") else []
+    named += [value for value in options.values() if isinstance(value, str) and len(value) < 4096 and "\n" not in value]
+    found = [Path(value).expanduser() for value in named] + getattr(function, "files", lambda **_: [])(**options)
+    return [path for path in found if path.is_file()]
+
+
 def split_options(name: str) -> tuple[str, dict]:
     """``NAME{"a":1}`` -> (``NAME``, {"a": 1}).
 

@@ -15,7 +15,8 @@ START = 300
 _PHRASES = re.compile(
     r"\bi(?:'m| am) (?:very |really |so |truly )?sorry,? (?:but|i can|i am|i'm)\b"
     r"|\bi (?:can ?not|can't|could not|couldn't|won't|will not|must decline to)"
-    r" (?:help|assist|provide|comply|fulfill?|support|answer|write|create|give|engage|discuss|share|offer|participate|generate"
+    r" (?:help(?! but\b)|assist|provide|comply|fulfill?|support|answer|write|create|give(?! up\b| in\b)"
+    r"|engage|discuss|share|offer|participate|generate"
     r"|continue)"
     r"|\bi(?:'m| am) (?:unable|not able) to (?:help|assist|provide|comply|answer|write|create|give|discuss)"
     r"|\bi must (?:decline|refuse)\b|\bi (?:have to|respectfully) (?:decline|refuse)\b|\bi refuse to\b"

@@ -67,7 +67,8 @@ class Control:
         from r1jax.rewards.load import load  # which names this module
 
         self.rules = _read(path)
-        words = _lines(path.parent / Path(self.rules.keywords).expanduser())
+        self.keywords = path.parent / Path(self.rules.keywords).expanduser()
+        words = _lines(self.keywords)
         self._keywords = re.compile("|".join(_whole(word) for word in words))
         self.review = None if self.rules.judge is None else load(self.rules.judge)
 
@@ -91,7 +92,14 @@ def _ready(*, rules: str) -> None:
     open_rules(rules)
 
 
-risk_control.ready = _ready
+def _files(*, rules: str) -> list[Path]:
+    from r1jax.rewards.load import files_of  # which names this module
+
+    control = open_rules(rules)
+    return [control.keywords, *([] if control.rules.judge is None else files_of(control.rules.judge))]
+
+
+risk_control.ready, risk_control.files = _ready, _files
 
 
 def _read(path: Path) -> Rules:

@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import json
+import math
 from importlib import resources
 from typing import Any
 
@@ -22,11 +23,20 @@ def render(data: dict[str, Any]) -> str:
 
 def embedded(data: Any) -> str:
     """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_strict(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     # Lone surrogates, which no encoding knows; their backslash form is JSON's own escape.
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _strict(value: Any) -> Any:
+    """Settings may be infinite, which JSON is not: those become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _strict(each) for key, each in value.items()}
+    return [_strict(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 @functools.cache
