@@ -4,7 +4,7 @@
     r1jax train grpo_qwen3_30b_a3b --micro-batch 16    # two nodes
 
 Device    8 GPUs of 80 GB; experts are split 8 ways, and float32 masters and moments rest on the host, 28 GiB for each device.
-          Compiled for 8 x H100 (67.1 of 70.8 GiB at its peak), not run here. Rows need the extra `parquet`.
+          Compiled for 8 x H100 (67.1 of 70.8 GiB at its peak). Not run here. Rows need the extra `parquet`.
 Memory    50.0 GiB on each of 8, 35.7 GiB on each of 16: computed, the table that --dry-run prints.
 Expected  unknown. 3 of 3 GRPO runs of Qwen3-30B-A3B collapsed without routing replay, and none with it
           (github.com/NVIDIA/Megatron-LM, issue 4168): 10 % of the routers of sampler and trainer disagreed. Here both are one

@@ -72,6 +72,7 @@ def test_an_export_during_training_is_the_checkpoints(one_device, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == during.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_mesh_of_all_batch_and_model_axes_gives_the_numbers_of_one_device(one_device, tmp_path):
     mesh = config.Mesh(data=2, expert=2, tensor=2, fsdp=1)
     with tiny.quick_to_compile():
@@ -80,6 +81,7 @@ def test_a_mesh_of_all_batch_and_model_axes_gives_the_numbers_of_one_device(one_
     check_same(tmp_path / "run" / "grpo", one_device / "grpo")
 
 
+@pytest.mark.slow
 def test_a_mesh_that_splits_sequences_gives_the_numbers_of_one_device(one_device, tmp_path):
     """From a checkpoint of one device."""
     mesh = config.Mesh(context=2, fsdp=4)

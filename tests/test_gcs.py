@@ -142,6 +142,7 @@ def test_checkpoints_in_a_bucket(storage, monkeypatch):
         assert not [name for name in storage if name.startswith("bucket/saved/checkpoints/4/")]
 
 
+@pytest.mark.slow
 @with_gcsfs
 def test_a_run_on_machines_that_vanish_is_the_one_on_a_machine_that_does_not(runs, train, storage, tmp_path):
     code, _, err = train("whole")
