@@ -250,7 +250,10 @@ def test_a_round_learns_from_answers_of_the_weights_before_the_last_rounds_updat
     "changes",
     [
         {"one_step_off_policy": True, "dynamic_sampling": 1},
-        {"partial_rollouts": 0.75, "length_schedule": ((4, 12),), "model": tiny.MOE, "routing_replay": True},
+        pytest.param(
+            {"partial_rollouts": 0.75, "length_schedule": ((4, 12),), "model": tiny.MOE, "routing_replay": True},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["ahead", "partial"],
 )
