@@ -122,7 +122,7 @@ def test_a_student_comes_nearer_to_its_teacher(tmp_path):
         return (np.exp(student) * (student - teacher)).sum(-1).mean()
 
     before, after = kl(str(run / "student@4")), kl(str(run / "student"))
-    assert after < 0.85 * before
+    assert after < 0.7 * before  # 0.41 to 0.49 of it for four seeds; learning nothing leaves it, and a wrong sign adds
     rows = tiny.metrics(run / "student")
     first, last = (np.mean([row["teacher/kl"] for row in part]) for part in (rows[:4], rows[-4:]))
     assert last < first
