@@ -91,12 +91,17 @@ def trainable_mask(specs: Tree, frozen: tuple[str, ...] = ()) -> Tree:
     for pattern in frozen:
         if not any(re.search(pattern, name) for name in names):
             raise ValueError(f"frozen: {pattern!r} matches no parameter; paths look like {names[0]!r}, {names[-1]!r}")
-    mask = jax.tree_util.tree_map_with_path(
-        lambda path, s: s.trainable and not any(re.search(p, path_name(path)) for p in frozen), specs, is_leaf=is_spec
-    )
+    mask = jax.tree.map(lambda s, still: s.trainable and not still, specs, matching(specs, frozen), is_leaf=is_spec)
     if not any(jax.tree.leaves(mask)):
         raise ValueError(f"frozen={frozen} freezes every parameter; nothing is left to train")
     return mask
+
+
+def matching(specs: Tree, patterns: tuple[str, ...]) -> Tree:
+    """bool per parameter: a regular expression matches its path."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.search(p, path_name(path)) for p in patterns), specs, is_leaf=is_spec
+    )
 
 
 def fingerprint(tree: Tree) -> str:

@@ -77,7 +77,10 @@ def test_epochs_count_the_rows_that_came(counts, index):
 
 def work(mixture, dynamic_sampling, cursor):
     stage = tiny.grpo(questions=2, minibatches=2, group=2, dynamic_sampling=dynamic_sampling)
-    return SimpleNamespace(stage=stage, cursor=cursor, mixture=mixture, template=TEMPLATE, replaced=0, step=0)
+    return SimpleNamespace(
+        stage=stage, model=stage.model, cursor=cursor, mixture=mixture, template=TEMPLATE, replaced=0, step=0,
+        count=lambda flops: None,
+    )  # fmt: skip
 
 
 def roll_out(mixture, signal):

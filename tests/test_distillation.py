@@ -16,6 +16,7 @@ from r1jax.config import ConfigError
 from r1jax.data.tokenizer import Tokenizer, byte_tokenizer
 from r1jax.eval.answers import Answers, Question
 from r1jax.models import decoder
+from r1jax.plan import spent
 from r1jax.rewards import Score
 from r1jax.stages import grpo, pipeline
 from r1jax.stages.prepare import open_teacher
@@ -50,7 +51,9 @@ def answers(accuracy, total, lengths):
 
 def work(**changes):
     settings = {"questions": 2, "minibatches": 1, "group": 2, "dynamic_sampling": 2, "kl_beta": 0.0}
-    return SimpleNamespace(stage=tiny.grpo(**settings | changes), step=0, replaced=0)
+    counted = []
+    stage = tiny.grpo(**settings | changes)
+    return SimpleNamespace(stage=stage, model=stage.model, step=0, replaced=0, counted=counted, count=counted.append)
 
 
 @pytest.mark.parametrize("by, replaced", [(RULE, 1), ("", 0)])
@@ -64,6 +67,9 @@ def test_groups_are_compared_by_the_reward_that_is_named(by, replaced, monkeypat
     found = grpo.next_answers(w)
     assert w.replaced == replaced and asked == [2, 1][: 1 + replaced]
     assert found.rewards.tolist() == ([0.5, 1, 2, 3] if replaced else [0.5, 1, 2, 1])
+    # What was sampled of the group that gave way was paid for.
+    lost = spent.sampled(tiny.MOE, answers([1, 1], [2, 1], [1, 1]).trajectories, 2)
+    assert lost > 0 and w.counted == [{"rollout": lost}][:replaced]
 
 
 def test_what_an_answer_counts_by_hand():
@@ -116,7 +122,7 @@ def test_a_student_comes_nearer_to_its_teacher(tmp_path):
         return (np.exp(student) * (student - teacher)).sum(-1).mean()
 
     before, after = kl(str(run / "student@4")), kl(str(run / "student"))
-    assert after < 0.85 * before
+    assert after < 0.7 * before  # 0.41 to 0.49 of it for four seeds; learning nothing leaves it, and a wrong sign adds
     rows = tiny.metrics(run / "student")
     first, last = (np.mean([row["teacher/kl"] for row in part]) for part in (rows[:4], rows[-4:]))
     assert last < first

@@ -108,6 +108,13 @@ def test_what_a_stage_comes_to():
     assert rollout["device_hours"] == 2 and rollout["utilisation"] == pytest.approx(9e15 / 1800 / 4e14)
 
 
+def test_devices_are_at_work_in_every_phase_that_counts_their_arithmetic():
+    """A reward model's scores are made by the devices that train."""
+    for phase in ("rollout", "preference", "score", "update", "eval", "rewrite"):
+        stage = {"phases": {phase: {"seconds": 3.0, "tokens": 0, "flops": 1e12}}, "seconds": 4.0, "devices": 1}
+        assert ledger.account(stage, Bill())["idle_share"] == 0.25, phase
+
+
 def test_what_cannot_be_told_is_absent():
     told = ledger.account({k: v for k, v in STAGE.items() if k != "joules"}, Bill())
     assert not {"kwh", "dollars", "utilisation"} & told.keys() and "utilisation" not in told["phases"]["rollout"]

@@ -262,8 +262,10 @@ def test_a_critic_lowers_its_error_on_a_round_that_it_sees_again(tmp_path):
         np.testing.assert_allclose(judged.returns, np.where(mask, expected + np.asarray(judged.values), 0), atol=1e-4)
         whitened = (expected - expected[mask].mean()) / expected[mask].std()
         np.testing.assert_allclose(judged.advantages, np.where(mask, whitened, 0), atol=1e-3)
-        errors = []
-        for _ in range(6):
+        # Of the returns' variance; saying their mean, whatever the tokens, explains none. The loss is no measure: it cannot
+        # fall below that of values that are held near the rollout's.
+        explained = []
+        for _ in range(10):
             work.critic_state, told = work.critic.update(work.critic_state, judged, count)
-            errors.append(float(told["critic/loss"]))
-        assert errors[-1] < 0.8 * errors[0]
+            explained.append(float(told["critic/explained"]))
+        assert explained[0] < 0.25 and explained[-1] > 0.4

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,22 @@ def test_what_an_endpoint_writes_again_must_still_be_right_and_readable(model, t
     count = len(server.requests)
     make(settings, tmp_path / "run")
     assert {file: (tmp_path / "run" / file).read_bytes() for file in before} == before and len(server.requests) == count
+
+    # Told to end while it was rewriting: what was rewritten until then is no time that the next attempt makes again.
+    def say_and_end(body):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.0)
+        return say(body)
+
+    server.say = say_and_end
+    settings = dataclasses.replace(settings, rewrite=dataclasses.replace(rewrite, cache=str(tmp_path / "other")))
+    with tiny.quick_to_compile():
+        assert pipeline.train(settings, name="rows", run_dir=str(tmp_path / "told")) == pipeline.PREEMPTED
+    assert len((tmp_path / "told/rewritten.jsonl").read_bytes().splitlines()) == 3
+    server.say = say
+    make(settings, tmp_path / "told")
+    ledger = json.loads((tmp_path / "told/ledger.json").read_text())
+    assert ledger["resumes"] == 1 and ledger["phases"]["rewrite"]["seconds"] > 1 and ledger["redone_seconds"] < 0.5
 
 
 def test_a_model_that_is_loaded_here_rewrites_too(model, tmp_path):

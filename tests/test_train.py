@@ -271,6 +271,14 @@ def test_the_routers_bias_moves_by_the_rule_and_not_by_the_gradient():
         assert place not in leaves(moments(state)[0])
 
 
+def test_a_frozen_router_keeps_its_bias_and_others_do_not():
+    learner = trainer("grpo", MTP, frozen=("segments/.*router",))
+    before = weights(MTP)
+    _, state = updated(learner, *batch("grpo", **WHOLE))
+    for name in ("segments/0/ff/router", "segments/0/ff/router_bias", "mtp/layer/ff/router", "mtp/layer/ff/router_bias"):
+        assert np.array_equal(leaves(state.params)[name], leaves(before)[name]) == name.startswith("segments"), name
+
+
 def test_a_balanced_layer_keeps_its_bias():
     layers = ({"ff": {}}, {"ff": {"router_bias": jnp.zeros((2, 4))}})
     load = jnp.array([[3.0, 3.0, 3.0, 3.0], [1.0, 2.0, 3.0, 2.0]])

@@ -63,7 +63,8 @@ class Stage:
     mtp_weight: float = 0.1
     """Weight of the multi-token-prediction loss (V3: 0.3, then 0.1; for R1 unpublished)."""
     frozen: tuple[str, ...] = ()
-    """Regular expressions; parameters whose path (``segments/0/attention/q``) matches one are not trained."""
+    """Regular expressions; parameters whose path (``segments/0/attention/q``) matches one are not trained, and a router's bias
+    does not move either."""
     lora: LoRA = field(default_factory=LoRA)
     sampling: Sampling = field(default_factory=Sampling)
     engine: Engine = field(default_factory=Engine)

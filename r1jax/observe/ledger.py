@@ -22,7 +22,7 @@ from r1jax.observe.text import number
 FILE = "ledger.json"
 PLAN = "plan.json"
 """Of ``r1jax plan CONFIG --out RUN/plan.json``: its prediction stands beside what a pipeline's run took."""
-AT_WORK = ("preflight", "rollout", "score", "update", "eval", "rewrite")
+AT_WORK = ("preflight", "rollout", "preference", "score", "update", "eval", "rewrite")
 """Phases in which the devices compute. In all others, and between them, they are idle."""
 PUBLISHED = {"R1-Zero": (101_000, 202_000), "SFT data creation": (5_000, 10_000), "R1": (41_000, 82_000)}
 """H800 hours and dollars at 2 an hour (arXiv 2501.12948v2, appendix); in all 147K hours, $294K. Failed runs and the base

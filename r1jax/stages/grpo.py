@@ -69,6 +69,9 @@ def next_answers(work: Workspace) -> Answers:
         silent = no_signal(earned, stage.group)
         if not silent.any():
             break
+        rows = np.repeat(silent, stage.group)
+        lost = jax.tree.map(lambda x, rows=rows: x[rows], answers.trajectories)
+        work.count({"rollout": spent.sampled(work.model, lost, stage.group)})  # ``of_round`` counts those that stay
         more = find_answers(work, int(silent.sum()))
         answers = replace_groups(answers, silent, more)
         work.replaced += int(silent.sum())

@@ -356,7 +356,7 @@ def rewrite(work: Making, count: int) -> None:
                     again = {**row, "completion": completion, "provenance": provenance}
                     out.write(jsonl.line({"row": again, "dropped": rule, "why": why}))
                 out.flush()
-                work.ledger.save()
+                work.ledger.save(work.batches)
                 work.upload()
             done += len(rows)
             if processes.any_of("told to end", work.terminating.is_set()):

@@ -190,6 +190,7 @@ class Trainer:
 
     def _make_update(self) -> Callable:
         stage, mask, tx, objective = self.stage, self._mask, self.tx, self.objective
+        still = parameters.matching(self.specs, stage.frozen)
 
         def update(state: TrainState, batch: PackedBatch, count, denominator, base=None, own=None):
             trainable, frozen = parameters.split(state.params, mask)
@@ -242,7 +243,7 @@ class Trainer:
             new = parameters.merge(new, frozen)
             if stage.bias_rate and not stage.lora.rank:
                 balanced = balance_router(new, sums, stage.bias_rate)
-                new = jax.tree.map(lambda x, y: jnp.where(finite, x, y), balanced, new)
+                new = jax.tree.map(lambda x, y, still: y if still else jnp.where(finite, x, y), balanced, new, still)
             state = state.replace(
                 step=state.step + 1,
                 skipped=state.skipped + ~finite,
