@@ -211,7 +211,7 @@ def test_a_pipeline_too(runs, storage, tmp_path):
 @pytest.mark.slow
 def test_the_whole_recipe_too(storage, tmp_path):
     runs = test_recipe.Runs(tmp_path)
-    runs.env |= storage.environment | {"XDG_CACHE_HOME": str(tmp_path / "home")}
+    runs.env |= storage.environment | {"XDG_CACHE_HOME": str(runs.path / "home")}
     runs.train("whole")
     place = "gs://bucket/runs/recipe"
     command = [sys.executable, "-m", "r1jax", "train", "recipe.py", "--run-dir", place]
@@ -225,7 +225,7 @@ def test_the_whole_recipe_too(storage, tmp_path):
             said = process.communicate()[0].decode()
         assert process.returncode == (0 if made is None else -signal.SIGKILL), said
         if made is not None:
-            shutil.rmtree(tmp_path / "home/r1jax")
+            on_another_machine(runs, storage)
     assert "cold: already made gs://bucket/runs/recipe/cold/rows.jsonl" in said
     found = download(storage, "recipe", tmp_path / "found")
     test_recipe.same(found, runs.path / "whole")

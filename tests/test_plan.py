@@ -331,8 +331,8 @@ def test_proposals_go_by_what_they_cost():
 
 
 @pytest.mark.slow
-def test_what_compiles_too_large_is_given_settings_that_compile_small_enough():
-    """Eight copies of the weights do not fit, eight parts do: by the estimate, and by what XLA says of both programs."""
+def test_what_is_too_large_is_given_settings_that_compile_small_enough():
+    """Eight copies of the weights do not fit, eight parts do: by the estimate, and of these by what XLA says."""
     model = dataclasses.replace(tiny.DENSE, d_model=256, d_ff=1024, segments=(config.Segment("dense", 8),))
     s = tiny.grpo(model=model, mesh=config.Mesh(data=8, fsdp=1), micro_batch=8)
     large = topology.of_this_machine("cpu", 8, 1e12, 1e11, 2**40)
@@ -341,7 +341,7 @@ def test_what_compiles_too_large_is_given_settings_that_compile_small_enough():
     between = topology.of_this_machine("cpu", 8, 1e12, 1e11, (parts + copies) / 2 / propose.USABLE)
     command = Plan("wide", "here", answer_tokens=8.0, prompt_tokens=4.0)
     found = report.plan("wide", s, model, between, command, lambda text: None)
-    assert not found.fits and len(found.programs) == len(found.proposed) == 2
+    assert not found.fits and not found.programs and len(found.proposed) == 2  # what rests there is more than there is
     assert "these fit: --mesh." in found.why_not
     offer = found.proposals[0]
     again = report.plan("wide", offer.stage, offer.model, between, command, lambda text: None)
