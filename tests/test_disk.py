@@ -103,6 +103,10 @@ def test_how_much_room_checkpoints_will_need(tmp_path):
         (tmp_path / "0/checkpoints" / str(step)).mkdir(parents=True)
     assert need(stage(100, 10, 2)) == (10, "0")
     assert need(stage(20, 10, 2)) == (0, None)
+    # Told to end between two saves, at step 7, a run saves at 10 and at 12.
+    (tmp_path / "1/checkpoints/7").mkdir(parents=True)
+    assert need(stage(20, 10, 2), stage(12, 5, 2)) == (200, "1")
+    assert need(stage(20, 10, 2), stage(7, 5, 2)) == (0, None)
 
 
 def test_too_little_room_is_found_before_anything_is_trained(folder, capsys, monkeypatch):

@@ -181,6 +181,11 @@ def test_what_no_setting_makes_fit():
     found = memory.table(s, DENSE, mesh, capacity=10_000)
     with pytest.raises(config.ConfigError, match=f"alone are {re.escape(memory.human(found.resident))}"):
         shortage.check(found, s, DENSE, mesh)
+    # Reward models stay beside every setting: without them a smaller batch would do.
+    need = memory.table(s, DENSE, mesh).need
+    found = dataclasses.replace(memory.table(s, DENSE, mesh, capacity=need), judges=need)
+    with pytest.raises(config.ConfigError, match="no smaller batch, remat or fewer slots would help"):
+        shortage.check(found, s, DENSE, mesh)
 
 
 def test_what_fits_is_let_through():

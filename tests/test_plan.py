@@ -11,10 +11,13 @@ import pytest
 
 from r1jax import cli, config, sharding
 from r1jax.config.plan import Efficiency, Plan
+from r1jax.models import decoder
 from r1jax.nn import grouped, kernels
+from r1jax.params import is_spec
 from r1jax.plan import hlo, memory, money, programs, propose, published, report, roofline, rows, targets, topology
 from r1jax.plan.activations import micro_batch
 from r1jax.plan.chips import CHIPS
+from r1jax.plan.compiling import Program
 from r1jax.plan.layout import device_bytes
 from r1jax.plan.sampling import Sampling, cache_length
 from r1jax.rollout.sampler import Sampler
@@ -328,6 +331,42 @@ def test_proposals_go_by_what_they_cost():
         assert p.memory.fits and p.memory.need <= propose.capacity(t)[0]
         again = propose.estimate(p.stage, p.model, t, [getattr(p.stage.mesh, axis) for axis in sharding.AXES])
         assert again == p.memory
+
+
+TAUGHT = """
+from dataclasses import dataclass, field
+from r1jax import config as c
+from tests import tiny
+
+
+@dataclass(frozen=True)
+class Taught(c.Pipeline):
+    teacher: c.SFT = field(default_factory=tiny.sft)
+    student: c.GRPO = field(default_factory=lambda: tiny.grpo(model=tiny.DENSE, teacher="teacher"))
+
+
+def config():
+    return Taught()
+"""
+
+
+def test_a_teacher_and_a_critic_are_planned_with_their_own_weights(tmp_path):
+    """A teacher is as large as it is, not as its student is; and both stay beside every program that is compiled."""
+    file, out = tmp_path / "taught.py", tmp_path / "plan.json"
+    file.write_text(TAUGHT)
+    assert cli.main(["plan", str(file), "--topology", "h100:1", "--no-compile", "--out", str(out)]) == 0
+    _, student = json.loads(out.read_text())["stages"]
+    own = sum(4 * math.prod(s.shape) for s in jax.tree.leaves(decoder.specs(tiny.MOE), is_leaf=is_spec))
+    assert student["estimate_bytes"]["teacher"] == own != student["estimate_bytes"]["weights"]
+    t, command = topology.parse("h100:1"), Plan("x", "h100:1", compile=False)
+    for changes, part in (({"teacher": "x"}, "teacher"), ({"advantage": "gae"}, "critic")):
+        found = report.plan("x", tiny.grpo(**changes), tiny.MOE, t, command, lambda text: None)
+        without = dataclasses.replace(found, memory=dataclasses.replace(found.memory, **{part: 0}))
+        more = vars(found.memory)[part]
+        assert more >= found.memory.weights > 0
+        for name in ("update", "decode"):
+            program = Program(name, 1.0)
+            assert found.peak(program) == without.peak(program) + more
 
 
 @pytest.mark.slow

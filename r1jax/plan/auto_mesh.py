@@ -18,8 +18,9 @@ LONG = 16_384
 
 
 def choose(
-    stage: config.Stage, model: config.Model, *, devices: list | None = None, capacity: int | None = None
-) -> tuple[config.Mesh, str]:
+    stage: config.Stage, model: config.Model, *, devices: list | None = None, capacity: int | None = None,
+    teacher: config.Model | None = None,
+) -> tuple[config.Mesh, str]:  # fmt: skip
     """(``stage.mesh``, or with ``auto`` sizes in its place; why, in a line, or an empty one).
 
     Of the meshes whose rules divide the model and the batch it is the first that ``memory.table`` says fits, in the order of
@@ -30,6 +31,7 @@ def choose(
     Args:
       devices: all that were found, if None.
       capacity: bytes per device; None asks the devices. With several processes every one must ask.
+      teacher: as for ``memory.table``.
 
     Raises:
       ConfigError: no mesh of all devices divides the model and the batch.
@@ -39,12 +41,13 @@ def choose(
     devices = jax.devices() if devices is None else devices
     if capacity is None:
         capacity = memory.available(sharding.make_mesh(config.Mesh(fsdp=len(devices)), devices))
-    return first_that_fits(stage, model, len(devices), lambda sizes: sharding.make_mesh(sizes, devices), capacity)
+    return first_that_fits(stage, model, len(devices), lambda sizes: sharding.make_mesh(sizes, devices), capacity, teacher)
 
 
 def first_that_fits(
-    stage: config.Stage, model: config.Model, count: int, make: Callable[[config.Mesh], sharding.AnyMesh], capacity: int
-) -> tuple[config.Mesh, str]:
+    stage: config.Stage, model: config.Model, count: int, make: Callable[[config.Mesh], sharding.AnyMesh], capacity: int,
+    teacher: config.Model | None = None,
+) -> tuple[config.Mesh, str]:  # fmt: skip
     """``choose`` for ``count`` devices, here or elsewhere: ``make`` lays a mesh over them."""
     tried: list[tuple[config.Mesh, memory.Memory]] = []
     refused = ""
@@ -53,7 +56,7 @@ def first_that_fits(
         rows = sharding.batch_ways(mesh, sharding.TRAIN) * model.overlap
         one = dataclasses.replace(stage, micro_batch=rows) if stage.micro_batch == "auto" else stage
         try:
-            tried.append((sizes, memory.table(one, model, mesh, capacity=capacity)))
+            tried.append((sizes, memory.table(one, model, mesh, capacity=capacity, teacher=teacher)))
         except ValueError as error:
             refused = refused or str(error)
             continue

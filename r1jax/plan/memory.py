@@ -163,6 +163,7 @@ def table(
     *,
     capacity: int | None = None,
     host_capacity: int | None = None,
+    teacher: config.Model | None = None,
 ) -> Memory:
     """What a stage needs.
 
@@ -170,6 +171,7 @@ def table(
       model: the architecture with the stage's compute choices.
       capacity: bytes per device; None asks the devices, and their host.
       host_capacity: bytes per device in the host's memory, if ``capacity`` is given.
+      teacher: of a stage that has one its architecture, with the stage's types; None takes the policy's.
 
     Raises:
       ValueError: batch or model do not divide over the mesh.
@@ -209,6 +211,7 @@ def table(
         layer=2 * largest_layer(trainer, state, trainable) if "optimizer" in stage.offload else 0,
         host_capacity=host_capacity if capacity is not None else available_on_host(mesh),
         critic=critic and device_bytes(critic.params) + device_bytes(critic.opt_state) + device_bytes(critic.master) or 0,
+        teacher=frozen(teacher or model, mesh) if isinstance(stage, config.GRPO) and stage.teacher else 0,
         beside=isinstance(stage, config.GRPO) and stage.one_step_off_policy and mesh.size == 1,
     )
     if capacity is None and found.capacity is not None and sharding.platform_of(mesh) == "cpu":  # it is one memory

@@ -13,8 +13,9 @@ enough then, and rows that a batch does not fill are computed too."""
 
 
 def choose(
-    stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh, *, before: int | None = None, capacity: int | None = None
-) -> config.Stage:
+    stage: config.Stage, model: config.Model, mesh: sharding.AnyMesh, *, before: int | None = None,
+    capacity: int | None = None, teacher: config.Model | None = None,
+) -> config.Stage:  # fmt: skip
     """The stage with a number for ``micro_batch`` "auto": the largest multiple of the devices that share a batch (of twice
     as many with ``overlap`` 2) which ``memory.table`` says fits, which an update's sequences can fill, and which has at most
     ``TOKENS`` per device. Where nothing fits it is the smallest, for ``shortage.check`` to tell. Another stage is returned as
@@ -24,6 +25,7 @@ def choose(
       before: what was chosen when the run began. It is chosen again if it still can be, so that a resumed run adds the same
         numbers in the same order.
       capacity: bytes per device; None asks the devices. With several processes every one must ask.
+      teacher: as for ``memory.table``.
     """
     if stage.micro_batch != "auto":
         return stage
@@ -35,7 +37,7 @@ def choose(
         return dataclasses.replace(stage, micro_batch=rows)
 
     def fits(rows: int) -> bool:
-        return memory.table(of(rows), model, mesh, capacity=capacity).fits
+        return memory.table(of(rows), model, mesh, capacity=capacity, teacher=teacher).fits
 
     if before is not None and before % ways == 0 and fits(before):
         return of(before)

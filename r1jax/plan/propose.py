@@ -46,29 +46,33 @@ def capacity(t: Topology) -> tuple[int, int | None]:
     return int(t.of_device(t.chip.memory) * USABLE), host
 
 
-def estimate(stage: config.Stage, model: config.Model, t: Topology, shape: list[int]) -> Memory:
-    """The memory of a stage with a number for ``micro_batch`` on devices that are not here.
+def estimate(
+    stage: config.Stage, model: config.Model, t: Topology, shape: list[int], teacher: config.Model | None = None
+) -> Memory:
+    """The memory of a stage with a number for ``micro_batch`` on devices that are not here. ``teacher`` as for
+    ``memory.table``.
 
     Raises:
       ValueError: batch or model do not divide over the mesh.
     """
     mesh = sharding.abstract_mesh(shape, t.chip.platform, t.chip.name)
     room, host = capacity(t)
-    return memory.table(stage, model, mesh, capacity=room, host_capacity=host)
+    return memory.table(stage, model, mesh, capacity=room, host_capacity=host, teacher=teacher)
 
 
 def proposals(
-    stage: config.Stage, model: config.Model, t: Topology, prompt: float, answer: float, e: Efficiency, wanted: int = 2
-) -> list[Proposal]:
+    stage: config.Stage, model: config.Model, t: Topology, prompt: float, answer: float, e: Efficiency, wanted: int = 2,
+    teacher: config.Model | None = None,
+) -> list[Proposal]:  # fmt: skip
     """Up to ``wanted`` settings that fit this topology; if there are none, the smallest other topologies that do."""
-    found = list(itertools.islice(_fitting(stage, model, t, prompt, answer, e), wanted))
+    found = list(itertools.islice(_fitting(stage, model, t, prompt, answer, e, teacher), wanted))
     if found:
         return found
-    return list(itertools.islice(_elsewhere(stage, model, t, prompt, answer, e), wanted))
+    return list(itertools.islice(_elsewhere(stage, model, t, prompt, answer, e, teacher), wanted))
 
 
 def _fitting(
-    stage, model, t: Topology, prompt: float, answer: float, e: Efficiency, most: int = 0
+    stage, model, t: Topology, prompt: float, answer: float, e: Efficiency, teacher: config.Model | None, most: int = 0
 ) -> Iterator[Proposal]:
     """Tries meshes and batches, at most so many; 0 is ``MOST_TRIED``."""
     most = most or MOST_TRIED
@@ -90,7 +94,7 @@ def _fitting(
         if key not in traced and len(traced) == most:
             return
         try:
-            needed = estimate(changed, its_model, t, shape)
+            needed = estimate(changed, its_model, t, shape, teacher)
         except ValueError:
             traced[key] = room
             continue
@@ -99,10 +103,12 @@ def _fitting(
             yield Proposal(changes, changed, its_model, t, needed, seconds)
 
 
-def _elsewhere(stage, model, t: Topology, prompt: float, answer: float, e: Efficiency) -> Iterator[Proposal]:
+def _elsewhere(
+    stage, model, t: Topology, prompt: float, answer: float, e: Efficiency, teacher: config.Model | None
+) -> Iterator[Proposal]:
     for name in larger(t):
         other = topology.parse(name)
-        for found in itertools.islice(_fitting(stage, model, other, prompt, answer, e, MOST_ELSEWHERE), 1):
+        for found in itertools.islice(_fitting(stage, model, other, prompt, answer, e, teacher, MOST_ELSEWHERE), 1):
             yield dataclasses.replace(found, changes={"topology": name} | found.changes)
 
 

@@ -38,6 +38,7 @@ class StagePlan:
     proposals: tuple[Proposal, ...] = ()
     proposed: tuple[Program, ...] = ()
     """The first proposal's, compiled."""
+    teacher: config.Model | None = None
 
     @property
     def steps_per_round(self) -> int:
@@ -47,7 +48,7 @@ class StagePlan:
         """Bytes of a device while this program runs: its own, and what stays beside it."""
         m = self.memory
         beside = m.sampler + m.layer if program.name == "update" else m.weights + m.moments + m.reference
-        return program.need + beside
+        return program.need + beside + m.critic + m.teacher + m.judges
 
     @property
     def need(self) -> int:
@@ -78,8 +79,14 @@ class StagePlan:
         return f"{self.title} does not fit {self.topology.name}: {what}; {told}"
 
 
-def plan(title: str, stage: config.Stage, model: config.Model, topology: Topology, command: Plan, say: Say) -> StagePlan:
+def plan(
+    title: str, stage: config.Stage, model: config.Model, topology: Topology, command: Plan, say: Say,
+    teacher: config.Model | None = None,
+) -> StagePlan:  # fmt: skip
     """Plans one stage.
+
+    Args:
+      teacher: as for ``memory.table``.
 
     Raises:
       ConfigError: sizes of the mesh do not divide the devices and no others are proposed, or compiling failed.
@@ -88,13 +95,13 @@ def plan(title: str, stage: config.Stage, model: config.Model, topology: Topolog
         raise config.ConfigError("engine.devices: a sampler with devices of its own is not planned yet; set it to 0")
     prompt, answer = lengths(stage, command)
     try:
-        stage = _with_mesh(stage, model, topology, say)
+        stage = _with_mesh(stage, model, topology, say, teacher)
         shape = sharding.mesh_shape(stage.mesh, topology.devices)
         _check_size(stage, shape, topology)
-        stage = _with_numbers(stage, model, shape, topology)
-        memory = propose.estimate(stage, model, topology, shape)
+        stage = _with_numbers(stage, model, shape, topology, teacher)
+        memory = propose.estimate(stage, model, topology, shape, teacher)
     except ValueError as error:
-        found = propose.proposals(_divisible(stage), model, topology, prompt, answer, command.efficiency)
+        found = propose.proposals(_divisible(stage), model, topology, prompt, answer, command.efficiency, teacher=teacher)
         hint = "; these fit: " + ", or ".join(p.text for p in found) if found else ""
         raise config.ConfigError(f"{title} on {topology.name}: {error}{hint}") from error
     sizes = dict(zip(sharding.AXES, shape, strict=True))
@@ -109,7 +116,7 @@ def plan(title: str, stage: config.Stage, model: config.Model, topology: Topolog
     known = command.answer_tokens is not None or not isinstance(stage, config.GRPO)
     found = StagePlan(
         title, stage, model, topology, sizes, memory, (), prompt, answer, known, made, load,
-        money.spread(hours, answer, command.efficiency, known=known),
+        money.spread(hours, answer, command.efficiency, known=known), teacher=teacher,
     )  # fmt: skip
     if command.compile and memory.resident <= memory.capacity:
         found = dataclasses.replace(found, programs=compile_all(stage, model, topology, command, say))
@@ -135,7 +142,7 @@ def _with_proposals(found: StagePlan, command: Plan, say: Say) -> StagePlan:
     """With settings that fit; if programs are compiled, the first of those that compile too."""
     say("it does not fit; looking for settings that do ...")
     own = found.stage, found.model, found.topology, found.prompt, found.answer, command.efficiency
-    offered = propose.proposals(*own, wanted=3 if command.compile else 2)
+    offered = propose.proposals(*own, wanted=3 if command.compile else 2, teacher=found.teacher)
     if not command.compile:
         return dataclasses.replace(found, proposals=tuple(offered))
     for i, offer in enumerate(offered):
@@ -167,7 +174,9 @@ def _check_size(stage: config.Stage, shape: list[int], topology: Topology) -> No
         )
 
 
-def _with_mesh(stage: config.Stage, model: config.Model, topology: Topology, say: Say) -> config.Stage:
+def _with_mesh(
+    stage: config.Stage, model: config.Model, topology: Topology, say: Say, teacher: config.Model | None
+) -> config.Stage:
     """The stage with sizes for ``mesh.auto``."""
     if not stage.mesh.auto:
         return stage
@@ -176,16 +185,18 @@ def _with_mesh(stage: config.Stage, model: config.Model, topology: Topology, say
         shape = sharding.mesh_shape(sizes, topology.devices)
         return sharding.abstract_mesh(shape, topology.chip.platform, topology.chip.name)
 
-    sizes, why = auto_mesh.first_that_fits(stage, model, topology.devices, make, propose.capacity(topology)[0])
+    sizes, why = auto_mesh.first_that_fits(stage, model, topology.devices, make, propose.capacity(topology)[0], teacher)
     say(why)
     return dataclasses.replace(stage, mesh=sizes)
 
 
-def _with_numbers(stage: config.Stage, model: config.Model, shape: list[int], topology: Topology) -> config.Stage:
+def _with_numbers(
+    stage: config.Stage, model: config.Model, shape: list[int], topology: Topology, teacher: config.Model | None
+) -> config.Stage:
     """The stage with its mesh's sizes and a number for ``micro_batch``."""
     stage = dataclasses.replace(stage, mesh=config.Mesh(**dict(zip(sharding.AXES, shape, strict=True))))
     mesh = sharding.abstract_mesh(shape, topology.chip.platform, topology.chip.name)
-    return micro_batch.choose(stage, model, mesh, capacity=propose.capacity(topology)[0])
+    return micro_batch.choose(stage, model, mesh, capacity=propose.capacity(topology)[0], teacher=teacher)
 
 
 def _divisible(stage: config.Stage) -> config.Stage:

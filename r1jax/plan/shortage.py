@@ -21,6 +21,7 @@ def check(found: Memory, stage: config.Stage, model: config.Model, mesh: shardin
     fitting = []
     for text, changed, its_model in smaller(stage, model, mesh):
         other = table(changed, its_model, mesh, capacity=found.capacity, host_capacity=found.host_capacity)
+        other = dataclasses.replace(other, judges=found.judges, teacher=found.teacher)
         if other.fits:
             fitting.append(f"{text} (needs {human(other.need)})")
         if len(fitting) == 2:

@@ -37,7 +37,8 @@ def room_needed(stages: Mapping[Path, tuple[config.Stage, int]]) -> tuple[int, P
     kept, most, where = 0, 0, None
     for path, (stage, size) in stages.items():
         there = rundir.saved_steps(path)
-        saves = -(-(stage.steps - max(there, default=0)) // stage.checkpoint.every)
+        newest, every = max(there, default=0), stage.checkpoint.every
+        saves = stage.steps // every - newest // every + (stage.steps > newest and stage.steps % every > 0)
         stay = stage.checkpoint.keep + (stage.eval.every > 0)  # the newest and the best
         held = len(there) + max(0, saves)
         peak = kept + size * max(0, min(held, stay + 1) - len(there))  # one more while it is written

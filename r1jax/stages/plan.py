@@ -37,7 +37,10 @@ def plan(settings: config.AnyStage | config.Pipeline, name: str, command: Plan) 
             plans.append(rows.plan(title, stage, models[title], found, command))
             console.print(plans[-1].line, highlight=False, soft_wrap=True)
             continue
-        p = report.plan(title, stage, models[title], found, command, lambda text: console.print(text, highlight=False))
+        p = report.plan(
+            title, stage, models[title], found, command, lambda text: console.print(text, highlight=False),
+            teacher_of(stage, models),
+        )  # fmt: skip
         plans.append(p)
         console.print(show.render(p, price), highlight=False)
     console.print(show.calibration(command.efficiency), *published_notes(), highlight=False, sep="\n")
@@ -79,6 +82,17 @@ def model_of(stage: config.AnyStage, earlier: config.Model | None) -> config.Mod
     if stage.model is not None:
         return with_choices(stage, stage.model, loaded=stage.init != "random")
     return find_model(stage, {})[0]
+
+
+def teacher_of(stage: config.Stage, models: dict[str, config.Model]) -> config.Model | None:
+    """The architecture of its teacher, an earlier stage's or that of other weights, with the types of the stage; None if there
+    is no teacher, or it is not within reach."""
+    if not isinstance(stage, config.GRPO) or not stage.teacher:
+        return None
+    try:
+        return with_types(models.get(stage.teacher.partition("@")[0]) or open_input(stage.teacher, {}).model, stage)
+    except ValueError:
+        return None
 
 
 def here(model: config.Model) -> Topology:

@@ -162,10 +162,10 @@ def prepare(
         model, opened = find_model(stage, planned)
         found, template, text = find_text(stage, model, opened)
     stage.engine.check(model)
-    sizes, why = auto_mesh.choose(stage, model, devices=sharding.trainer_devices(stage.engine))
-    mesh = sharding.trainer_mesh(sizes, stage.engine)
     teacher = open_teacher(stage, found, planned)
-    taught = memory.frozen(with_types(teacher.model, stage), mesh) if teacher else 0
+    taught = with_types(teacher.model, stage) if teacher else None
+    sizes, why = auto_mesh.choose(stage, model, devices=sharding.trainer_devices(stage.engine), teacher=taught)
+    mesh = sharding.trainer_mesh(sizes, stage.engine)
     loaded = [(s, sources.load(s)) for s in stage.sources if not unmade(s)]
     waits = any(map(unmade, (*stage.sources, *stage.eval.sources)))
     mixture = None if waits else Mixture(loaded, stage.seed)
@@ -174,14 +174,14 @@ def prepare(
     asked = stage.preference if isinstance(stage, config.GRPO) else ()
     judges = tuple((p, open_input(p.model, planned, head=True)) for p in asked)
     beside = sum(reward_model.bytes_per_device(opened.model, mesh) for _, opened in judges)
-    chosen, free = {}, memory.available(mesh) if judges or taught else None
+    chosen, free = {}, memory.available(mesh) if judges else None
     if stage.micro_batch == "auto":
         stage = micro_batch.choose(
             stage, model, mesh, before=rundir.chosen(run).get("micro_batch"),
-            capacity=None if free is None else max(0, free - beside - taught),
+            capacity=None if free is None else max(0, free - beside), teacher=taught,
         )  # fmt: skip
         chosen["micro_batch"] = stage.micro_batch
-    needed = dataclasses.replace(memory.table(stage, model, mesh), judges=beside, teacher=taught)
+    needed = dataclasses.replace(memory.table(stage, model, mesh, teacher=taught), judges=beside)
     shortage.check(needed, stage, model, mesh)
     export = plan_export(stage, model, text, found, opened) if stage.export.every else None
     commits = {"init": opened and opened.commit, "teacher": teacher and teacher.commit}
