@@ -45,7 +45,7 @@ def test_the_custom_reward_trains(here):
         flags = "--init start --text.template {{prompt}} --matmul-dtype float32 --steps 1 --questions 2 --group 4"
         flags += " --micro-batch 8"
         flags += " --sampling.max-new-tokens 4 --engine.slots 8 --eval.limit 4 --mesh.fsdp 1 --no-preflight --run-dir run"
-        assert cli.main(["train", "my_config.py", *flags.split()]) == 0
+        assert cli.main(["train", "my_config.py", "--optimizer.lr", "5e-6", *flags.split()]) == 0
     name = "my_reward.py:concise"
     trained = [row for row in read_metrics(here / "run") if f"reward/{name}" in row]
     assert len(trained) == 1 and trained[0]["source/mine/reward"] == trained[0][f"reward/{name}"]
@@ -65,11 +65,6 @@ def test_the_custom_reward_is_right():
     assert concise("", "42", row) == 1.25
     assert concise("", "It is 42.", row) == 1.125
     assert concise("", "41", row) == concise("", "", row) == 0
-
-
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`r1jax (\w+)", README))))
-def test_every_command_it_names_is_there(command, capsys):
-    assert command in cli.COMMANDS
 
 
 def test_the_links_lead_somewhere():

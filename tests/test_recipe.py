@@ -324,10 +324,9 @@ def test_two_processes_take_the_decisions_of_one(runs, whole):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = runs.env | {"XLA_FLAGS": "", "R1JAX_COORDINATOR": f"127.0.0.1:{port}", "R1JAX_NUM_PROCESSES": "2"}
-    processes = [
-        subprocess.Popen([*command, "two"], cwd=runs.path, env=env | {"R1JAX_PROCESS_ID": str(i)}) for i in range(2)
-    ]
+    command += ["two", "--coordinator", f"127.0.0.1:{port}", "--process-count", "2", "--process-id"]
+    env = runs.env | {"XLA_FLAGS": ""}
+    processes = [subprocess.Popen([*command, str(i)], cwd=runs.path, env=env) for i in range(2)]
     try:
         assert [p.wait(timeout=LONG) for p in processes] == [0, 0]
     finally:
