@@ -143,6 +143,8 @@ COMMANDS: dict[str, Here | There | Not] = {
     "r1jax bench update --model random:3b-moe --sequences 64 --sequence-tokens 2048 --micro-batch 4 --remat": GPU,
     "pip install 'r1jax[bench]' -c launch/constraints.txt": INDEX,
     "bench rollout --against hf --against-dtype float32 bfloat16": REAL,
+    "bench rollout --against hf": REAL,
+    "bench rollout --against hf --against-dtype float32 bfloat16 --matmul-dtype bfloat16": REAL,
     "bench rollout --lengths ragged --prompts 128 --slots 32 --against hf": REAL,
     "bench update --against hf": REAL,
     "bench update": REAL,
