@@ -27,7 +27,7 @@ import r1jax
 from r1jax import place, rundir, supervise
 from r1jax.arguments import REGISTRY, paragraphs
 from r1jax.config import bench as bench_commands
-from r1jax.config import commands
+from r1jax.config import commands, data_commands
 from r1jax.config import observe as observe_commands
 from r1jax.config.base import ConfigError, GuardStop, ProcessLost
 from r1jax.config.loading import list_configs, load_config
@@ -161,25 +161,25 @@ def compare(args: Sequence[str]) -> int:
 
 
 def data(args: Sequence[str]) -> int:
-    return choose(args, DATA, "r1jax data", commands.Data.__doc__)
+    return choose(args, DATA, "r1jax data", data_commands.Data.__doc__)
 
 
 def data_show(args: Sequence[str]) -> int:
-    command = parse(commands.DataShow, args, "r1jax data show")
+    command = parse(data_commands.DataShow, args, "r1jax data show")
     from r1jax.data.show import show
 
     return show(command)
 
 
 def data_build(args: Sequence[str]) -> int:
-    command = parse(commands.DataBuild, args, "r1jax data build")
+    command = parse(data_commands.DataBuild, args, "r1jax data build")
     from r1jax.data.build import build
 
     return build(command)
 
 
 def data_pass_rate(args: Sequence[str]) -> int:
-    command = parse(commands.DataPassRate, args, "r1jax data pass-rate")
+    command = parse(data_commands.DataPassRate, args, "r1jax data pass-rate")
     start_distributed()
     from r1jax.eval.pass_rate import pass_rate
 
@@ -187,28 +187,28 @@ def data_pass_rate(args: Sequence[str]) -> int:
 
 
 def data_dedupe(args: Sequence[str]) -> int:
-    command = parse(commands.DataDedupe, args, "r1jax data dedupe")
+    command = parse(data_commands.DataDedupe, args, "r1jax data dedupe")
     from r1jax.data.dedupe import dedupe
 
     return dedupe(command)
 
 
 def data_decontaminate(args: Sequence[str]) -> int:
-    command = parse(commands.DataDecontaminate, args, "r1jax data decontaminate")
+    command = parse(data_commands.DataDecontaminate, args, "r1jax data decontaminate")
     from r1jax.data.decontaminate import decontaminate
 
     return decontaminate(command)
 
 
 def data_provenance(args: Sequence[str]) -> int:
-    command = parse(commands.DataProvenance, args, "r1jax data provenance")
+    command = parse(data_commands.DataProvenance, args, "r1jax data provenance")
     from r1jax.data.provenance import provenance
 
     return provenance(command)
 
 
 def data_pairs(args: Sequence[str]) -> int:
-    command = parse(commands.DataPairs, args, "r1jax data pairs")
+    command = parse(data_commands.DataPairs, args, "r1jax data pairs")
     from r1jax.data.pairs import pairs
 
     return pairs(command)
@@ -256,13 +256,13 @@ def doctor(args: Sequence[str]) -> int:
 Commands = dict[str, tuple[type, Callable[[Sequence[str]], int]]]
 """Name -> the arguments and the function."""
 DATA: Commands = {
-    "show": (commands.DataShow, data_show),
-    "build": (commands.DataBuild, data_build),
-    "pass-rate": (commands.DataPassRate, data_pass_rate),
-    "dedupe": (commands.DataDedupe, data_dedupe),
-    "decontaminate": (commands.DataDecontaminate, data_decontaminate),
-    "provenance": (commands.DataProvenance, data_provenance),
-    "pairs": (commands.DataPairs, data_pairs),
+    "show": (data_commands.DataShow, data_show),
+    "build": (data_commands.DataBuild, data_build),
+    "pass-rate": (data_commands.DataPassRate, data_pass_rate),
+    "dedupe": (data_commands.DataDedupe, data_dedupe),
+    "decontaminate": (data_commands.DataDecontaminate, data_decontaminate),
+    "provenance": (data_commands.DataProvenance, data_provenance),
+    "pairs": (data_commands.DataPairs, data_pairs),
 }
 BENCH: Commands = {
     "rollout": (bench_commands.BenchRollout, bench_rollout),
@@ -282,7 +282,7 @@ COMMANDS: Commands = {
     "samples": (observe_commands.Samples, samples),
     "runs": (observe_commands.Runs, runs),
     "compare": (commands.Compare, compare),
-    "data": (commands.Data, data),
+    "data": (data_commands.Data, data),
     "bench": (bench_commands.Bench, bench),
     "configs": (commands.Configs, configs),
     "doctor": (commands.Doctor, doctor),

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from r1jax import mirror
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
+    import numpy as np
     from etils import epath
 
 
@@ -33,16 +32,23 @@ def write(path: Path | epath.Path, text: str) -> None:
     if mirror.is_remote(path):
         path.write_text(text)
         return
-    unfinished = path.with_name(f".{path.name}")
-    with open(unfinished, "w") as file:
+    part = unfinished(path)
+    with open(part, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(path)
+    part.replace(path)
+
+
+def unfinished(path: Path) -> Path:
+    """What a file is called while ``write`` writes it."""
+    return path.with_name(f".{path.name}.part")
 
 
 def write_arrays(path: Path | epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """As ``numpy.savez``, and on the disk."""
+    import numpy as np
+
     with path.open("wb") as file:
         np.savez(file, **arrays)
         if not mirror.is_remote(path):

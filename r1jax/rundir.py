@@ -26,21 +26,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from r1jax import config, mirror
-from r1jax.lease import MARK as LEASE_MARK
+from r1jax import config, durable, lease, lock, mirror
 from r1jax.lease import Lease
-from r1jax.lease import is_held as is_leased
 
 if TYPE_CHECKING:  # slow to import
     from etils import epath
@@ -51,10 +46,8 @@ MAKES_ROWS = "rejection_sampling"
 """The kind of stage that has no checkpoints."""
 MAKES_A_JUDGE = "reward_model"
 """The kind of stage whose model writes no text."""
-_LOCK = ".lock"
 _ENDED = "ended.json"
 End = Literal["finished", "guard", "pre-empted", "interrupted", "failed"]
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @dataclass(frozen=True)
@@ -173,7 +166,7 @@ def find(name: str, process: int = 0) -> Path:
         return Path(name)
     path = mirror.here(name, process)
     path.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(_take_lock(path)):
+    with contextlib.closing(lock.take(path)):
         mirror.fetch(path)
     return path
 
@@ -190,7 +183,7 @@ def saved_steps(stage: Path) -> list[int]:
     return [int(p.name) for p in found if not mirror.is_remote(p) or (p / "about.json").exists()]
 
 
-def create(name: str, config_json: dict, path: Path | None = None, lease: Lease | None = None) -> RunDir:
+def create(name: str, config_json: dict, path: Path | None = None, held: Lease | None = None) -> RunDir:
     """A new run directory, by default ``runs/NAME-YYYYMMDD-HHMMSS``.
 
     Raises:
@@ -202,21 +195,21 @@ def create(name: str, config_json: dict, path: Path | None = None, lease: Lease 
     try:
         path.mkdir(parents=True, exist_ok=True)
         # A process killed in here leaves no more than its lock and a part of the config; its parent has made the logs.
-        left = {_LOCK, LEASE_MARK, _part(path / "config.json").name, mirror.LOGS}
-        if held := sorted({p.name for p in path.iterdir()} - left):
+        left = {lock.FILE, lease.MARK, durable.unfinished(path / "config.json").name, mirror.LOGS}
+        if already := sorted({p.name for p in path.iterdir()} - left):
             place = mirror.there(path)
-            raise config.ConfigError(f"{place} already holds {', '.join(held[:3])}; name a new or an empty directory")
-        lock = _take_lock(path)
+            raise config.ConfigError(f"{place} already holds {', '.join(already[:3])}; name a new or an empty directory")
+        taken = lock.take(path)
         _write(path / "config.json", config_json)
     except OSError as error:
         raise config.ConfigError(
             f"cannot make the run directory {path}: {error.strerror}; name another with --run-dir"
         ) from error
-    return RunDir(path, config_json, lock, _uploads(path), lease)
+    return RunDir(path, config_json, taken, _uploads(path), held)
 
 
 def open_or_resume(
-    path: Path, config_json: dict, safe: Collection[str] | None = None, lease: Lease | None = None
+    path: Path, config_json: dict, safe: Collection[str] | None = None, held: Lease | None = None
 ) -> RunDir:
     """The run in ``path``, or a new one if there is none yet.
 
@@ -233,9 +226,9 @@ def open_or_resume(
     """
     path = Path(path)
     if not is_run(path):
-        return create(path.name, config_json, path, lease)
+        return create(path.name, config_json, path, held)
     try:
-        lock = _take_lock(path)
+        taken = lock.take(path)
     except OSError as error:
         raise config.ConfigError(f"cannot write to the run directory {path}: {error.strerror}") from error
     old, name = _settings(path), mirror.there(path)
@@ -243,14 +236,14 @@ def open_or_resume(
     pipeline = bool(stages_of(old)) and bool(stages_of(config_json))
     safe = config.safe_to_change(config_json.get("kind")) if safe is None else safe
     if was != ([name for name in asked if name in was] if pipeline else asked) and last_saved(path):
-        lock.close()
+        taken.close()
         raise config.ConfigError(
             f"{name} is a run of another config: its stages are {', '.join(was)}, not {', '.join(asked)}; name another place"
         )
     changes = config.diff(old, config_json)
     refused = [c for c in changes if c[0].split(".")[0] not in safe]
     if refused and not pipeline and has_saved(path):
-        lock.close()
+        taken.close()
         raise config.ConfigError(
             f"{name} was trained with another config: {tell(refused)}. A resumed run may change only {', '.join(safe)}; "
             f"start a new run with --init {name}@STEP, or give the old values"
@@ -261,7 +254,7 @@ def open_or_resume(
     if changes:
         found = read_config(path)
         _write(path / "config.json", config_json | {name: found[name] for name in FOUND if name in found})
-    return RunDir(path, config_json, lock, _uploads(path), lease)
+    return RunDir(path, config_json, taken, _uploads(path), held)
 
 
 def is_run(path: Path) -> bool:
@@ -279,18 +272,10 @@ def ended(path: Path) -> dict | None:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a process trains in this directory now, of a run on ``gs://`` on any machine; None where the file system has no
+    """Whether a process trains in this run directory now, of one on ``gs://`` on any machine; None where the file system has no
     locks."""
-    try:
-        with open(Path(path) / _LOCK) as file:
-            # Shared, and let go at once: it is in the way of a run that starts in this very moment only.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        if error.errno in _NO_LOCKS_HERE:
-            return None
-    return is_leased(path)
+    here = lock.is_taken(path)
+    return lease.is_held(path) if here is False else here
 
 
 def parse_run_name(name: str) -> tuple[Path, int | Literal["best"] | None]:
@@ -444,46 +429,7 @@ def read_config(path: Path) -> Any:
 
 
 def _write(path: Path, value: dict) -> None:
-    """Replaces a file at once."""
-    part = _part(path)
-    with open(part, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _part(path: Path) -> Path:
-    """What a file is called while it is written."""
-    return path.with_name(f".{path.name}.part")
-
-
-def _take_lock(path: Path) -> TextIO:
-    """The run's lock, held until the file is closed or the process ends.
-
-    Raises:
-      config.ConfigError: another process holds it.
-    """
-    file = open(path / _LOCK, "a+")  # noqa: SIM115 (open for as long as the run)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise config.ConfigError(
-            f"another process (pid {holder}) is training in {mirror.there(path)}; stop it or name another directory"
-        ) from error
-    except OSError as error:
-        # Some cluster file systems have no locks; better to train there without one than not at all.
-        if error.errno not in _NO_LOCKS_HERE:
-            file.close()
-            raise
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+    durable.write(path, json.dumps(value, indent=1) + "\n")
 
 
 def _uploads(path: Path) -> mirror.Uploads | None:

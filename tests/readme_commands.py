@@ -46,6 +46,8 @@ COMMANDS: dict[str, Here | There | Not] = {
     "bash launch/local.sh": Here(),
     "bash launch/test.sh": Here(),
     "bash launch/local.sh smollm2_zero": Here(),
+    "bash launch/local.sh --install smollm2_zero": Here(),
+    "source .venv/bin/activate": Not("of the shell that reads it; launch/local.sh makes what it names"),
     "bash launch/local.sh quickstart --seed N": Here(),
     "r1jax train smollm2_zero --seed N": MINUTES,
     "r1jax train my_config.py --dry-run": Here(f"{MINE} --workers.count 1 --micro-batch 8 {ONE}"),

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from r1jax import cli, sharding
 from r1jax.bench import fastest, limits, measure, results
@@ -41,8 +40,7 @@ def quick(monkeypatch):
     """Limits are probed for no time, for nothing here depends on what they are."""
     monkeypatch.setattr(fastest, "SECONDS", 0.0)
     monkeypatch.setattr(limits, "COPIED", 1 << 16)
-    with tiny.quick_to_compile():
-        yield
+    yield
 
 
 def bench(tmp_path, *words) -> Report:

@@ -40,7 +40,7 @@ def test_rounds_of_other_lengths_compile_nothing_after_the_first_use_of_a_bucket
     )  # fmt: skip
     run, counts = rundir.create("tiny", config.to_json(stage), tmp_path / "run"), []
     try:
-        with tiny.quick_to_compile(), compilations() as seen, workspace.open_workspace(prepare(stage), run, "tiny") as work:
+        with compilations() as seen, workspace.open_workspace(prepare(stage), run, "tiny") as work:
             work.display.console = Console(file=io.StringIO())
             for _ in range(ROUNDS):
                 before = len(seen)

@@ -62,7 +62,7 @@ def here(folder, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    with pytest.MonkeyPatch.context() as patch, tiny.quick_to_compile():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(HERE))
         assert cli.main(["train", "small.py", "--run-dir", "run"]) == 0
@@ -88,8 +88,7 @@ def test_pass_rates_of_the_trained_model(run, folder, capsys):
     (folder / "seen.jsonl").unlink()
     line = ["--data", './gsm8k{"known":"gsm8k"}', "--reward", "mine.py:odd", "--samples", "3", "--limit", "6", "--seed", "1"]
     more = ["--temperature", "1", "--top-p", "1", "--max-new-tokens", "4", "--mesh.fsdp", "1", "--out", "rates.jsonl"]
-    with tiny.quick_to_compile():
-        assert cli.main(["data", "pass-rate", "--model", "run", *line, *more]) == 0
+    assert cli.main(["data", "pass-rate", "--model", "run", *line, *more]) == 0
     seen = defaultdict(list)
     for prompt, answer, value in map(json.loads, (folder / "seen.jsonl").read_text().splitlines()):
         seen[prompt, answer].append(value)
@@ -141,8 +140,7 @@ def test_evaluation_takes_the_samples_of_a_known_set(run, folder, capsys):
     tasks = ['./gsm8k{"known":"gsm8k"}', "rates.json.jsonl"]
     (folder / tasks[1]).write_text('{"prompt": "1?", "answer": "1"}\n')
     line = ["--tasks", *tasks, "--max-new-tokens", "4", "--limit", "2", "--mesh.fsdp", "1", "--out", "eval"]
-    with tiny.quick_to_compile():
-        assert cli.main(["eval", "--model", "run", *line]) == 0
+    assert cli.main(["eval", "--model", "run", *line]) == 0
     found = json.loads((folder / "eval" / "results.json").read_text())["figures"]["run"]
     assert [(r["problems"], r["samples"]) for r in found.values()] == [(2, 4), (1, 1)]
     rows = [json.loads(line) for line in (folder / "eval" / "answers.jsonl").read_text().splitlines()]

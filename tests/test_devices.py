@@ -39,8 +39,7 @@ def grpo_from(run, mesh, trap=""):
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     path = tmp_path_factory.mktemp("devices") / "one"
-    with tiny.quick_to_compile():
-        assert pipeline.train(settings(config.Mesh(fsdp=1)), name="one", run_dir=str(path)) == 0
+    assert pipeline.train(settings(config.Mesh(fsdp=1)), name="one", run_dir=str(path)) == 0
     return path
 
 
@@ -75,8 +74,7 @@ def test_an_export_during_training_is_the_checkpoints(one_device, tmp_path):
 @pytest.mark.slow
 def test_a_mesh_of_all_batch_and_model_axes_gives_the_numbers_of_one_device(one_device, tmp_path):
     mesh = config.Mesh(data=2, expert=2, tensor=2, fsdp=1)
-    with tiny.quick_to_compile():
-        assert pipeline.train(settings(mesh), name="mesh", run_dir=str(tmp_path / "run")) == 0
+    assert pipeline.train(settings(mesh), name="mesh", run_dir=str(tmp_path / "run")) == 0
     check_same(tmp_path / "run" / "sft", one_device / "sft")
     check_same(tmp_path / "run" / "grpo", one_device / "grpo")
 
@@ -85,8 +83,7 @@ def test_a_mesh_of_all_batch_and_model_axes_gives_the_numbers_of_one_device(one_
 def test_a_mesh_that_splits_sequences_gives_the_numbers_of_one_device(one_device, tmp_path):
     """From a checkpoint of one device."""
     mesh = config.Mesh(context=2, fsdp=4)
-    with tiny.quick_to_compile():
-        assert pipeline.train(grpo_from(one_device, mesh), name="mesh", run_dir=str(tmp_path / "run")) == 0
+    assert pipeline.train(grpo_from(one_device, mesh), name="mesh", run_dir=str(tmp_path / "run")) == 0
     check_same(tmp_path / "run", one_device / "grpo")
 
 
@@ -166,9 +163,8 @@ def test_a_killed_process_ends_the_group_with_one_line_and_the_run_goes_on(
     (tmp_path / "trap.json").unlink()
     if again == "one process":
         monkeypatch.chdir(tmp_path)
-        with tiny.quick_to_compile():
-            stage = grpo_from(one_device, EVERY_DEVICE, "trap.json")
-            assert pipeline.train(stage, name="shared", run_dir="run") == 0
+        stage = grpo_from(one_device, EVERY_DEVICE, "trap.json")
+        assert pipeline.train(stage, name="shared", run_dir="run") == 0
     else:
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LONG)
         assert done.returncode == 0 and "going on from step 1 of run" in done.stdout, done.stderr

@@ -38,8 +38,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     Path("small.py").write_text(CONFIG)
-    with tiny.quick_to_compile():
-        yield tmp_path
+    yield tmp_path
 
 
 def train(capsys, *more, run="run"):

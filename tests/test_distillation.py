@@ -25,12 +25,6 @@ from r1jax.types import Trajectories
 pytestmark = pytest.mark.timeout(1800)  # seconds; on an idle machine a test takes 5 to 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
-
-
 # -- DAPO
 
 

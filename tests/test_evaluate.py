@@ -9,7 +9,6 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from r1jax import cli, config, loading, params
 from r1jax.checkpoint import Checkpointer
@@ -58,8 +57,7 @@ def here(tmp_path, monkeypatch, runs):
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
         (tmp_path / name).symlink_to(runs / name)
-    with tiny.quick_to_compile():
-        yield tmp_path
+    yield tmp_path
 
 
 def call(line):

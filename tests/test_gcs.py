@@ -60,8 +60,7 @@ def train(runs, storage, monkeypatch, capsys):
     def train(run, trap=None):
         if trap is not None:
             (runs.path / "trap.json").write_text(json.dumps({"prompt": trap[0], "signal": trap[1]}))
-        with tiny.quick_to_compile():
-            code = cli.main(["train", "stage.py", "--run-dir", run])
+        code = cli.main(["train", "stage.py", "--run-dir", run])
         return code, *capsys.readouterr()
 
     return train

@@ -483,7 +483,7 @@ def test_find_wheel_file(tmp_path, monkeypatch):
 
 @pytest.fixture
 def optimised():
-    with tiny.quick_to_compile(False):
+    with tiny.optimised():
         yield
 
 

@@ -152,8 +152,7 @@ def test_a_limit_of_zero_never_stops_and_a_stopped_run_counts_anew(tmp_path):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with tiny.quick_to_compile():
-        yield tmp_path
+    yield tmp_path
 
 
 def train(capsys, made, *more):

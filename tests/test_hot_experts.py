@@ -27,12 +27,6 @@ SAMPLING = config.Sampling(max_new_tokens=10)
 PROMPTS = [np.random.default_rng(i).integers(0, 48, 2 + i % 5).tolist() for i in range(8)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
-
-
 # -- The choice
 
 

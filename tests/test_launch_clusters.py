@@ -1,7 +1,6 @@
 """The launch scripts for machines that are not here, with stand-ins for gcloud, SLURM and kubectl that write down what they are
 asked for."""
 
-import importlib.util
 import json
 import os
 import re
@@ -153,7 +152,6 @@ SMALL = "import tiny\nfrom r1jax.config import Mesh\n\n\ndef config():\n    retu
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("r1jax.supervise"), reason="tasks of a step are supervised by r1jax.supervise")
 def test_slurm_trains_with_two_processes(cluster):
     shim(cluster, "srun", SRUN)
     (cluster / "small.py").write_text(SMALL)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from random_models import GQA, MLA, draw, jit
 
 from r1jax import config, lora, sharding
@@ -204,12 +203,11 @@ def batch():
 def updated(mesh):
     """A state after two updates, the base that it was made of, and the metrics of the second."""
     model = dataclasses.replace(MLA, segments=(config.Segment("moe", 1),), mtp_depth=0)
-    with tiny.quick_to_compile():
-        trainer = Trainer(stage(), model, mesh)
-        base = jax.tree.map(jax.device_put, draw(model), lora.off(trainer.param_shardings))
-        state = trainer.create(base)
-        for _ in range(2):
-            state, metrics = trainer.update(state, trainer.put(batch()), 1, 40.0)
+    trainer = Trainer(stage(), model, mesh)
+    base = jax.tree.map(jax.device_put, draw(model), lora.off(trainer.param_shardings))
+    state = trainer.create(base)
+    for _ in range(2):
+        state, metrics = trainer.update(state, trainer.put(batch()), 1, 40.0)
     return model, base, state, metrics
 
 

@@ -33,12 +33,6 @@ ADAPTERS = config.LoRA(rank=2, alpha=4.0)
 ONE = sharding.make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
-
-
 def make_run(path, model, weights, **settings):
     """A run's directory as training leaves it."""
     path.mkdir(parents=True)

@@ -51,8 +51,8 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap():
-    """One pool of reward workers, and programs that are quick to compile: that is what these tests cost."""
-    with tiny.quick_to_compile(), Pool(config.Workers(count=1)) as pool, pytest.MonkeyPatch.context() as patch:
+    """One pool of reward workers."""
+    with Pool(config.Workers(count=1)) as pool, pytest.MonkeyPatch.context() as patch:
         patch.setattr(workspace, "Pool", lambda workers: contextlib.nullcontext(pool))
         yield
 

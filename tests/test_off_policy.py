@@ -29,12 +29,6 @@ LONGER = config.Sampling(max_new_tokens=CAP, stop=tuple("aeiou05XYZ"))
 PROMPTS = [np.random.default_rng(3).integers(32, 127, n).tolist() for n in (4, 8, 1)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
-
-
 # -- The sampler
 
 

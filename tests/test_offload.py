@@ -24,12 +24,6 @@ HALF = dataclasses.replace(MODEL, param_dtype="bfloat16")
 EIGHT = config.Mesh(fsdp=4, tensor=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    with tiny.quick_to_compile():
-        yield
-
-
 def trainer(mesh=None, model=HALF, **changes):
     return Trainer(tiny.grpo(model=model, **changes), model, sharding.make_mesh(mesh or config.Mesh(fsdp=1)))
 

@@ -8,7 +8,6 @@ import hf_reference
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch_reference
 from parity import mutations, noticed, passes, replaced
@@ -25,12 +24,6 @@ pytestmark = pytest.mark.parity
 
 RNG = np.random.default_rng(4)
 SEQUENCES = [RNG.integers(0, 48, n).tolist() for n in (9, 14, 7, 12, 10, 6, 11, 8)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
 
 
 # -- Forward pass of DeepSeek-V3: packing, multi-token prediction, routing

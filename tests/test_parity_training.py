@@ -29,12 +29,6 @@ SEQUENCES = [RNG.integers(0, 48, n).tolist() for n in (9, 14, 7, 12, 10, 6, 11, 
 TRAINED = [np.arange(len(s)) >= p for s, p in zip(SEQUENCES, (1, 5, 3, 4, 6, 2, 5, 4), strict=True)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
-
-
 def numpy_of(tensors):
     return {name: x.detach().numpy().copy() for name, x in tensors.items()}
 

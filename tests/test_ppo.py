@@ -22,12 +22,6 @@ from r1jax.stages.prepare import prepare
 pytestmark = pytest.mark.timeout(900)  # seconds; on an idle machine a test takes 5 to 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
-
-
 # -- Arrays
 
 # Two answers in a row, of 3 and 2 tokens, before each a token of its prompt, and padding. Outside the mask stands NaN.

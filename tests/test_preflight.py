@@ -132,13 +132,31 @@ def test_groups_larger_than_64_and_a_cap_that_the_schedule_sets(pool):
 
 
 def test_failed_scores_are_named_as_the_cause(pool, tmp_path):
-    (tmp_path / "mine.py").write_text("def f(prompt, completion, row):\n    raise OSError('no disk')\n")
+    lines = "def f(prompt, completion, row):", "    if '8' in completion:", "        raise OSError('no disk')", "    return 0"
+    (tmp_path / "mine.py").write_text("\n".join(lines))
     w = work(pool, lambda question, k: WRONG, rewards={"accuracy": 1.0, f"{tmp_path}/mine.py:f": 1.0})
     with pytest.raises(GuardStop, match="256 scores of 256 answers failed, the first: reward .*mine.py:f error: OSError: no"):
         preflight.check(w)
 
 
+def test_answers_that_are_mostly_cut_are_a_warning(pool):
+    w = work(pool, lambda q, k: RIGHT if k == 0 else "9" * 200, sampling=config.Sampling(max_new_tokens=60))
+    preflight.check(w)
+    assert w.notes[-1] == "preflight: WARNING: 75% of the answers were cut at 60 tokens; raise sampling.max_new_tokens"
+    w = work(pool, lambda q, k: RIGHT if k < 2 else "9" * 200, sampling=config.Sampling(max_new_tokens=60))
+    preflight.check(w)
+    assert "cut at" not in w.notes[-1]
+
+
 # -- Rewards
+
+
+def test_a_reward_that_fails_on_every_gold_answer_stops_the_run(pool, tmp_path):
+    (tmp_path / "mine.py").write_text("def f(prompt, completion, row):\n    return row['anwser']\n")
+    w = work(pool, lambda question, k: RIGHT, rewards={"accuracy": 1.0, f"{tmp_path}/mine.py:f": 1.0})
+    with pytest.raises(GuardStop, match="mine.py:f fails on all of 16 gold answers, the first error: KeyError: 'anwser'"):
+        preflight.check(w)
+    assert not w.sampler.calls
 
 
 @pytest.mark.parametrize("prefill", ["", "<think>", "<think>\n"])

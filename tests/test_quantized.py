@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_models import GQA, MLA, draw, jit
-from tiny import quick_to_compile
 
 from r1jax import config, sharding
 from r1jax.convert import fp8 as released
@@ -115,8 +114,7 @@ def loaded(model, form, mesh=None, matmul_dtype="float32"):
 
 @cache
 def answers(name, form, mesh=None, matmul_dtype="float32"):
-    with quick_to_compile():
-        return loaded(MODELS[name], form, mesh, matmul_dtype).generate(PROMPTS, HOW, samples=2)
+    return loaded(MODELS[name], form, mesh, matmul_dtype).generate(PROMPTS, HOW, samples=2)
 
 
 def differences(model, trajectories):

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny
 
 from r1jax import cli
 from r1jax.data import sources
@@ -21,7 +20,7 @@ def example(name: str) -> str:
 
 def test_the_rows_it_shows_are_rows(here):
     (here / "rows.jsonl").write_text(re.search(r"`rows.jsonl`.*?```json\n(.*?)```", README, re.S)[1])
-    assert [row["answer"] for row in sources.load(sources.named("rows.jsonl"))] == ["7", "15"]
+    assert [row["answer"] for row in sources.load(sources.named("rows.jsonl"))] == ["312", "97"]
 
 
 def test_the_commands_on_rows_are_all_there():
@@ -40,12 +39,11 @@ def test_the_custom_reward_trains(here):
         (here / name).write_text(example(name))
     rows = [{"prompt": f"{i} + 1 =", "answer": str(i + 1)} for i in range(60)]
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with tiny.quick_to_compile():
-        assert cli.main(["train", tiny_start(here), "--run-dir", "start"]) == 0
-        flags = "--init start --text.template {{prompt}} --matmul-dtype float32 --steps 1 --questions 2 --group 4"
-        flags += " --micro-batch 8"
-        flags += " --sampling.max-new-tokens 4 --engine.slots 8 --eval.limit 4 --mesh.fsdp 1 --no-preflight --run-dir run"
-        assert cli.main(["train", "my_config.py", "--optimizer.lr", "5e-6", *flags.split()]) == 0
+    assert cli.main(["train", tiny_start(here), "--run-dir", "start"]) == 0
+    flags = "--init start --text.template {{prompt}} --matmul-dtype float32 --steps 1 --questions 2 --group 4"
+    flags += " --micro-batch 8"
+    flags += " --sampling.max-new-tokens 4 --engine.slots 8 --eval.limit 4 --mesh.fsdp 1 --no-preflight --run-dir run"
+    assert cli.main(["train", "my_config.py", "--optimizer.lr", "5e-6", *flags.split()]) == 0
     name = "my_reward.py:concise"
     trained = [row for row in read_metrics(here / "run") if f"reward/{name}" in row]
     assert len(trained) == 1 and trained[0]["source/mine/reward"] == trained[0][f"reward/{name}"]

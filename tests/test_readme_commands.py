@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from readme_commands import COMMANDS, Here, There
 from test_launch import PYTHON, machine, shim  # noqa: F401 (machine is a fixture)
 from test_launch_clusters import SLICE, cluster, run  # noqa: F401 (cluster is a fixture)
@@ -229,7 +228,7 @@ def stock(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme") / "stock"
     path.mkdir()
     shipped = load_config("r1_pipeline_tiny")[1].stages()
-    with pytest.MonkeyPatch.context() as patch, tiny.quick_to_compile():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         furnish()
         Path("configs/r1_pipeline_tiny.py").write_text(PIPELINE)
@@ -256,8 +255,7 @@ def here(stock, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     monkeypatch.setattr(fastest, "SECONDS", 0.0)  # how fast this machine is does not matter here
     monkeypatch.setattr(limits, "COPIED", 1 << 16)
-    with tiny.quick_to_compile():
-        yield
+    yield
 
 
 @pytest.mark.parametrize("command", IN_PROCESS, ids=str)

@@ -29,8 +29,7 @@ def long(prompt, completion, row):
 def model(tmp_path_factory) -> Path:
     """A model that answers anything."""
     path = tmp_path_factory.mktemp("model") / "run"
-    with tiny.quick_to_compile():
-        assert pipeline.train(tiny.sft(model=tiny.DENSE, steps=1), name="tiny", run_dir=str(path)) == 0
+    assert pipeline.train(tiny.sft(model=tiny.DENSE, steps=1), name="tiny", run_dir=str(path)) == 0
     return path
 
 
@@ -39,8 +38,7 @@ def stage(model: Path, **changes) -> config.RejectionSampling:
 
 
 def make(settings: config.RejectionSampling, path: Path) -> list[dict]:
-    with tiny.quick_to_compile():
-        assert pipeline.train(settings, name="rows", run_dir=str(path)) == 0
+    assert pipeline.train(settings, name="rows", run_dir=str(path)) == 0
     return [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
 
 
@@ -114,8 +112,7 @@ def test_what_an_endpoint_writes_again_must_still_be_right_and_readable(model, t
 
     server.say = say_and_end
     settings = dataclasses.replace(settings, rewrite=dataclasses.replace(rewrite, cache=str(tmp_path / "other")))
-    with tiny.quick_to_compile():
-        assert pipeline.train(settings, name="rows", run_dir=str(tmp_path / "told")) == pipeline.PREEMPTED
+    assert pipeline.train(settings, name="rows", run_dir=str(tmp_path / "told")) == pipeline.PREEMPTED
     assert len((tmp_path / "told/rewritten.jsonl").read_bytes().splitlines()) == 3
     server.say = say
     make(settings, tmp_path / "told")

@@ -36,12 +36,6 @@ STAGE = tiny.grpo(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
-
-
 def rollout(model, params, *, record=True, **options):
     """Three slots for twelve answers of many lengths: slots are refilled, and prompts are shared."""
     engine = config.Engine(slots=3, max_prompt_tokens=32, chunk=5)

@@ -27,8 +27,7 @@ def run(tmp_path_factory):
         "eval": config.Eval(every=4, limit=4, final_samples=2, greedy=False),
         "log": config.Log(tensorboard=False, samples_per_step=-1, expert_load_every=2),
     }
-    with tiny.quick_to_compile():
-        assert train(tiny.pipeline(**changes), name="tiny", run_dir=str(path), profile=(3, 3)) == 0
+    assert train(tiny.pipeline(**changes), name="tiny", run_dir=str(path), profile=(3, 3)) == 0
     return path
 
 

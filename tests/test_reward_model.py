@@ -26,8 +26,7 @@ REWARD = f"{tiny.FILE}:checksum"
 
 
 def train(stage, run):
-    with tiny.quick_to_compile():
-        assert pipeline.train(stage, name="run", run_dir=str(run)) == 0
+    assert pipeline.train(stage, name="run", run_dir=str(run)) == 0
     return run
 
 
@@ -75,8 +74,7 @@ def test_scores_are_the_values_after_the_end_token_whatever_lies_beside(trained,
     texts = [f"<think>{'t' * n}</think>{'7a' * n}" for n in (1, 9, 20, 2, 17)]
     prompts = [str(n) for n in range(5)]
     mesh = sharding.make_mesh(config.Mesh(fsdp=1))
-    with tiny.quick_to_compile():
-        scores = Judge(opened, mesh).scores(prompts, texts)
+    scores = Judge(opened, mesh).scores(prompts, texts)
     template, specs = Template(opened.text, opened.tokenizer), scalar.specs(opened.model)
     params = opened.load(specs, sharding.param_shardings(specs, mesh, sharding.TRAIN), lambda done, total: None)
     value = jit(scalar.values, static_argnames="model")
@@ -103,8 +101,7 @@ def test_the_reward_command_takes_a_run_and_others_refuse_it(trained, tmp_path, 
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     name = f'model{{"run":"{trained["pairwise"]}"}}'
     command = ["reward", "--data", str(data), "--out", str(out), "--workers.count", "1", "--rewards"]
-    with tiny.quick_to_compile():
-        assert cli.main([*command, name, REWARD]) == 0
+    assert cli.main([*command, name, REWARD]) == 0
     found = [json.loads(line) for line in out.read_text().splitlines()]
     judge = Judge(open_judge(str(trained["pairwise"])), sharding.make_mesh(config.Mesh(fsdp=1)))
     expected = judge.scores([r["prompt"] for r in rows[:8]], [r["completion"] for r in rows[:8]])

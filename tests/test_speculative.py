@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from random_models import GQA, MLA, draw, jit
 
 from r1jax import config, sharding
@@ -29,12 +28,6 @@ ENGINE = config.Engine(slots=8, max_prompt_tokens=16, chunk=3, speculative=True)
 RNG = np.random.default_rng(5)
 PROMPTS = [RNG.integers(0, 48, n).tolist() for n in (4, 8, 1, 6)]
 IDS = [10, 11, 12, 13]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
 
 
 def near(model, share=0.06):

@@ -24,8 +24,7 @@ SAME = {"steps": 2, "minibatches": 1, "importance_cap": 2.0}
 
 
 def run(path, **changes):
-    with tiny.quick_to_compile():
-        assert pipeline.train(tiny.grpo(**SAME, **changes), name="split", run_dir=str(path)) == 0
+    assert pipeline.train(tiny.grpo(**SAME, **changes), name="split", run_dir=str(path)) == 0
     return tiny.metrics(path), tiny.samples(path)
 
 

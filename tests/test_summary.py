@@ -1,5 +1,6 @@
 """What a finished run shows at its end."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,10 +19,11 @@ def end(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     RUN.mkdir(parents=True)
 
-    def end(left_out: float) -> str:
+    def end(left_out: float, **rewards: float) -> str:
         rows = [{"step": step, "eval/pass@1": step / 10, "eval/left_out": left_out} for step in (0, 8)]
         (RUN / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        summary.show(RUN, tiny.sft())
+        source = dataclasses.replace(tiny.source(), rewards=rewards or {"accuracy": 1.0})
+        summary.show(RUN, tiny.sft(sources=(source,)))
         return capsys.readouterr().out
 
     return end
@@ -44,3 +46,8 @@ def test_the_hints_are_commands_that_can_be_copied_and_fit(end):
         f"    tensorboard --logdir {RUN}",
     ]
     assert "pip install tensorboard" in hints[6]
+
+
+def test_what_goes_wrong_is_asked_by_the_first_reward(end):
+    out = end(0.0, **{"my rewards.py:f": 1.0, "format": 1.0})
+    assert f"r1jax samples {RUN} --where 'my rewards.py:f=0'\n" in out and "accuracy" not in out

@@ -29,12 +29,6 @@ OPTIMIZER = config.Optimizer(lr=0.02, warmup_steps=0, weight_decay=0.1, clip_nor
 CAP = 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    with tiny.quick_to_compile():
-        yield
-
-
 def stage(kind, model, rows=8, length=16, **changes):
     settings = {"model": model, "micro_batch": rows, "sequence_length": length, "optimizer": OPTIMIZER, "mtp_weight": 0.3}
     settings |= {"balance_weight": 0.1, "bias_rate": 0.01}

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Room -> what it may import of ours, from the ground floor up. A name allows everything below it; a room may import itself.
-FLOOR_0 = ("config", "rewards", "hub", "mirror", "types", "place", "supervise", "lease")
+FLOOR_0 = ("config", "rewards", "hub", "mirror", "types", "place", "supervise", "lease", "lock")
 FLOOR_1 = (*FLOOR_0, "params", "sharding", "lora", "processes", "durable")
 FLOOR_4 = (*FLOOR_1, "nn", "losses", "advantages", "data", "models", "rollout", "train", "checkpoint", "convert")
 FLOOR_5 = (*FLOOR_4, "plan", "eval", "bench", "observe", "rundir", "loading", "doctor")
@@ -21,6 +21,7 @@ ROOMS = {
     "hub": (),
     "mirror": ("hub",),
     "lease": ("config", "hub", "mirror"),
+    "lock": ("config", "mirror"),
     "types": (),
     "place": ("config",),
     "supervise": ("place", "mirror"),
@@ -44,7 +45,7 @@ ROOMS = {
     # What is needed, what an error says of the memory, and what compiles.
     "bench": (*FLOOR_4, "loading", "plan.flops", "plan.shortage", "observe.compiling", "observe.phases"),
     "observe": (*FLOOR_0, "rundir"),  # what it looks at lies in run directories
-    "rundir": FLOOR_0,
+    "rundir": (*FLOOR_0, "durable"),
     "loading": (*FLOOR_4, "rundir"),  # a run directory is one of the names of a model
     "doctor": FLOOR_0,
     "arguments": ("config",),

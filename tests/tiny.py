@@ -231,13 +231,12 @@ def pipeline(*, sft_steps: int = 2, steps: int = 4, mesh: config.Mesh | None = N
 
 
 @contextlib.contextmanager
-def quick_to_compile(quick: bool = True) -> Iterator[None]:
-    """Compiles with few optimisations in this block, which halves the time: these programs run for milliseconds. Tests do so
-    unless they say otherwise, see conftest.py: models of a real size do."""
+def optimised() -> Iterator[None]:
+    """Compiles as it is in use: for models of a real size. All other tests compile with few optimisations, see conftest.py."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", quick)
+    jax.config.update("jax_disable_most_optimizations", False)
     try:
         yield
     finally:

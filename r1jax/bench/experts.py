@@ -2,8 +2,8 @@
 
 One layer of experts with 8, 64 and 256 of them, of which two take each token. Forward and backward in float32: of the experts
 alone, the same work per token, and with the router, whose own grows with the experts. And decoding: forward only, 64 tokens,
-kernels held in bfloat16. The forms take turns;
-medians are printed. Every expert for every token is left out where it would take more than a few seconds.
+kernels held in bfloat16. The forms take turns; medians are printed. Every expert for every token is left out where it would
+take more than a few seconds.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Report:
     bench: tuple[Path, ...] = ()
     """Files that ``r1jax bench --out`` wrote, whose figures the page is to show."""
     follow: bool = False
-    """Write nothing, but serve the page on this machine (127.0.0.1) while the run goes on."""
+    """Write nothing, but serve the page on this machine (127.0.0.1) while the run goes on, which lies on this machine too."""
     port: int = 8321
     """To serve at; 0 takes a free one."""
 
@@ -31,6 +31,8 @@ class Report:
             raise ConfigError("name a run, as in `r1jax report runs/NAME`; `r1jax runs` lists those in runs/")
         if self.out is not None and self.out.suffix != ".html":
             raise ConfigError(f"--out is {self.out}; the page is HTML, so name a file NAME.html")
+        if self.follow and (away := [run for run in self.runs if run.startswith("gs://")]):
+            raise ConfigError(f"--follow reads files of this machine, and {away[0]} is in a bucket; write the page without it")
         if not 0 <= self.port < 65_536:
             raise ConfigError(f"--port is {self.port}; it must be from 0 to 65535")
 

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from r1jax.config import ConfigError, commands
+from r1jax.config import ConfigError, data_commands
 from r1jax.data import output, sources
 
 
-def build(args: commands.DataBuild) -> int:
+def build(args: data_commands.DataBuild) -> int:
     """Writes the rows to ``args.out``, in the format of its ending.
 
     Raises:

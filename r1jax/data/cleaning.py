@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from r1jax.config import ConfigError, FileOptions, commands, from_json
+from r1jax.config import ConfigError, FileOptions, data_commands, from_json
 from r1jax.data import files, output, sources
 
 
@@ -74,7 +74,7 @@ class Output:
 
 
 @contextlib.contextmanager
-def open_output(args: commands.Cleaning, *, prompts: bool = True) -> Iterator[Output]:
+def open_output(args: data_commands.Cleaning, *, prompts: bool = True) -> Iterator[Output]:
     """The files appear at the end of the block; after an error those that were there are as they were.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.config import commands
+from r1jax.config import data_commands
 from r1jax.data import cleaning, words
 from r1jax.data.words import RUNS, SPACED, WORD, WORD_OR_SIGN
 
@@ -30,7 +30,7 @@ FEWEST = 3
 _TOLD = 5  # of the benchmark's rows with the most matches
 
 
-def decontaminate(args: commands.DataDecontaminate) -> int:
+def decontaminate(args: data_commands.DataDecontaminate) -> int:
     """Writes the rows of ``args.data`` that match no row of ``args.against``, a line per match, and the counts.
 
     Raises:

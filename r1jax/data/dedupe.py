@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.config import commands
+from r1jax.config import data_commands
 from r1jax.data import cleaning, words
 from r1jax.data.words import RUNS, WORD_OR_SIGN
 
@@ -39,7 +39,7 @@ class Group(NamedTuple):
     """Of each to the first."""
 
 
-def dedupe(args: commands.DataDedupe) -> int:
+def dedupe(args: data_commands.DataDedupe) -> int:
     """Writes the first row of each group and the rows without a duplicate, a line per group, and the counts.
 
     Raises:

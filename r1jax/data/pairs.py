@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from r1jax.config import ConfigError, commands
+from r1jax.config import ConfigError, data_commands
 from r1jax.data import jsonl, output, sources
 from r1jax.data.cleaning import beside
 from r1jax.rewards import Item, Pool, Score
@@ -17,7 +17,7 @@ AT_ONCE = 64
 """Pairs whose verdicts are waited for together."""
 
 
-def pairs(args: commands.DataPairs) -> int:
+def pairs(args: data_commands.DataPairs) -> int:
     """Writes the pairs whose answers are further apart than ``args.margin``, on average over ``args.queries`` verdicts.
 
     Raises:
@@ -62,7 +62,7 @@ def pairs(args: commands.DataPairs) -> int:
     return 0
 
 
-def paired(args: commands.DataPairs) -> Iterator[tuple[dict, dict]]:
+def paired(args: data_commands.DataPairs) -> Iterator[tuple[dict, dict]]:
     """The first and second different answers to each prompt, its third and fourth, and so on.
 
     Raises:
@@ -81,7 +81,7 @@ def paired(args: commands.DataPairs) -> Iterator[tuple[dict, dict]]:
             yield waiting.pop(key), row
 
 
-def queries(a: dict, b: dict, args: commands.DataPairs) -> Iterator[Item]:
+def queries(a: dict, b: dict, args: data_commands.DataPairs) -> Iterator[Item]:
     """What the judge is asked, in turn with either answer first."""
     for i in range(args.queries):
         first, other = (a, b) if i % 2 == 0 else (b, a)
@@ -90,7 +90,7 @@ def queries(a: dict, b: dict, args: commands.DataPairs) -> Iterator[Item]:
         yield Item(first["prompt"], first["completion"], row, (args.judge,))
 
 
-def decided(a: dict, b: dict, verdicts: list[Score], args: commands.DataPairs) -> tuple[dict, str, str]:
+def decided(a: dict, b: dict, verdicts: list[Score], args: data_commands.DataPairs) -> tuple[dict, str, str]:
     """The row to train on, with its provenance; or why the pair is dropped: the rule that it broke, and how."""
     if failed := [v for v in verdicts if v.status != "ok"]:
         return {}, f"judge {failed[0].status}", failed[0].why
@@ -103,4 +103,3 @@ def decided(a: dict, b: dict, verdicts: list[Score], args: commands.DataPairs) -
     shared = {name: value for name, value in a.items() if name in b and b[name] == value and name != "completion"}
     row = {"chosen": good["completion"], "rejected": bad["completion"], "margin": abs(mean), "provenance": provenance}
     return {**shared, **row, "prompt": a["prompt"]}, "", ""
-

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1jax.config import ConfigError, commands
+from r1jax.config import ConfigError, data_commands
 from r1jax.data import cleaning, words
 from r1jax.data.self_naming import UNNAMED, named
 
@@ -50,7 +50,7 @@ class Manifest:
     sources: dict[str, dict[str, str]]
 
 
-def provenance(args: commands.DataProvenance) -> int:
+def provenance(args: data_commands.DataProvenance) -> int:
     """Writes the rows with ``provenance``, a line per row in which a model names itself, and the counts.
 
     Raises:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from itertools import islice
 from typing import Any
 
-from r1jax.config import ConfigError, commands
+from r1jax.config import ConfigError, data_commands
 from r1jax.data import cleaning
 
 SHOWN = 400
@@ -15,7 +15,7 @@ SHOWN = 400
 _NAMES = {"NoneType": "null", "bool": "bool", "int": "int", "float": "float", "str": "text", "list": "list", "dict": "object"}
 
 
-def show(args: commands.DataShow) -> int:
+def show(args: data_commands.DataShow) -> int:
     """Prints the number of rows, each field with its types and lengths, the files' digest, and the first rows.
 
     Raises:

@@ -89,7 +89,9 @@ def load(source: Source, *, held_out: bool = False) -> Rows:
         rows = Rows(source, table.rows, None, table.digest, table.commit)
     if not len(rows):
         within = f" with a pass_rate in {list(source.pass_rate)}" if source.pass_rate else ""
-        raise _error(source, f"{source.path} has no rows in split {split!r}{within}")
+        share = source.options.get("test_share") if split == "test" else None
+        few = f": test_share {share:g} of so few is none; add rows, raise it, or set eval.every to 0" if share else ""
+        raise _error(source, f"{source.path} has no rows in split {split!r}{within}{few}")
     return rows
 
 

@@ -7,7 +7,7 @@ import sys
 import jax
 
 from r1jax import config
-from r1jax.config import commands
+from r1jax.config import data_commands
 from r1jax.config.base import GuardStop
 from r1jax.data import output, sources
 from r1jax.data.build import as_json
@@ -23,7 +23,7 @@ TOGETHER = 256
 
 
 @out_of_memory_is(f"lower --slots or --max-new-tokens; {SMALLER}")
-def pass_rate(args: commands.DataPassRate) -> int:
+def pass_rate(args: data_commands.DataPassRate) -> int:
     """Writes every row with ``pass_rate``, the share of its ``args.samples`` answers that earn at least 1.
 
     Raises:

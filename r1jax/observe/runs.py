@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from r1jax import rundir
+from r1jax import lock, rundir
 from r1jax.config.base import ConfigError
 from r1jax.observe import jsonl
 from r1jax.observe.metrics import FILE
@@ -200,7 +200,7 @@ def _stage(path: Path, name: str, settings: dict) -> Stage:
     own = rundir.read_config(path) if rundir.is_run(path) else settings
     step = next((json.loads(line)["step"] for line in backwards(path / FILE)), 0)
     finished = rundir.RunDir(path, own).finished
-    if rundir.is_held(path):
+    if lock.is_taken(path):  # a bucket knows of the run alone
         state = "running"
     elif finished:
         state = "finished"

@@ -142,7 +142,7 @@ def open_run(name: str, settings: AnyStage | Pipeline, path: Path | None, held: 
     run, refused = RunDir(path, described), None
     if jax.process_index() == 0:
         try:
-            run = rundir.create(name, described) if path is None else rundir.open_or_resume(path, described, lease=held)
+            run = rundir.create(name, described) if path is None else rundir.open_or_resume(path, described, held=held)
         except config.ConfigError as error:
             refused = error
     if processes.any_of("open the run directory", refused is not None):

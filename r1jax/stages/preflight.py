@@ -43,6 +43,10 @@ def check(work: Workspace) -> None:
         tell(work, answers, silent)
         if silent.all():
             raise GuardStop(f"no signal: {cause(work, answers)}; {SKIP}")
+        if (cut := (answers.trajectories.finish == 0).mean()) > 0.5:
+            cap = longest(answers)
+            told = f"{cut:.0%} of the answers were cut at {cap} tokens; raise sampling.max_new_tokens"
+            work.display.note(f"preflight: WARNING: {told}")
 
 
 def without_signal(work: Workspace, answers: Answers) -> np.ndarray:
@@ -78,11 +82,17 @@ def gold_answer(row: dict, prefill: str) -> str | None:
 
 
 def check_rewards(work: Workspace, asked: list[Question]) -> None:
-    """Raises GuardStop if a correctness reward gives a gold answer less than 1, or an empty one more than 0. What other
-    rewards give is only shown."""
+    """Raises GuardStop if a correctness reward gives a gold answer less than 1, or an empty one more than 0, or if any reward
+    fails on every gold answer. What other rewards give is only shown."""
     known = [(q, gold) for q in asked if (gold := gold_answer(q.row, q.prefill)) is not None]
     golds = score(work, [q for q, _ in known], [gold for _, gold in known])
     empties = score(work, asked, [q.prefill for q in asked])
+    for name in dict.fromkeys(name for scores in golds for name in scores):
+        mine = [scores[name] for scores in golds if name in scores]
+        if all(s.status != "ok" for s in mine):
+            raise GuardStop(
+                f"reward {name} fails on all of {len(mine)} gold answers, the first {mine[0].status}: {mine[0].why}; {SKIP}"
+            )
     for (question, gold), scores in zip(known, golds, strict=True):
         judge(question, gold, scores, right=True)
     for question, scores in zip(asked, empties, strict=True):
@@ -162,6 +172,11 @@ def tell(work: Workspace, answers: Answers, silent: np.ndarray) -> None:
         work.display.sample(work.tokenizer.decode(answers.questions[i].ids), answers.completions[i], scores, work.step)
 
 
+def longest(answers: Answers) -> int:
+    """Tokens of the longest answer."""
+    return int((answers.trajectories.length - answers.trajectories.prompt_length).max())
+
+
 def cause(work: Workspace, answers: Answers) -> str:
     """Why all answers of every group earn the same, most likely, and what to do about it."""
     count = len(answers.rewards)
@@ -175,7 +190,7 @@ def cause(work: Workspace, answers: Answers) -> str:
     if right.all():
         return f"all {count} answers are right already; choose a harder task"
     if cut > 0.5 and not right.any():
-        cap = int((answers.trajectories.length - answers.trajectories.prompt_length).max())
+        cap = longest(answers)
         if formless:
             return (
                 f"{cut:.0%} of {count} answers were cut at {cap} tokens and none keeps the format: read some, and raise "

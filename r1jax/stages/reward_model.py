@@ -23,7 +23,7 @@ def train(work: Workspace) -> None:
     """Runs to ``stage.steps``, from wherever the workspace was restored."""
     stage, cursor = work.stage, work.cursor
     while work.step < stage.steps:
-        with work.phase("update"):
+        with work.profile.round(work.step + 1, work.step + 1), work.phase("update"):
             words = cursor.chosen_tokens, cursor.rejected_tokens
             taken = preferences.take(work.mixture, cursor.row, words, stage, work.template, work.tokenizer)
             cursor.row, cursor.left_out = taken.row, cursor.left_out + taken.left_out

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from r1jax.config import AnyStage, Pipeline, RejectionSampling, RewardModel
+from r1jax.config import AnyStage, Pipeline, RejectionSampling, RewardModel, Stage
 from r1jax.observe import jsonl
 from r1jax.observe.curve import curve_png, curve_text
 from r1jax.observe.metrics import FILE, read_metrics, series
@@ -17,17 +18,18 @@ from r1jax.observe.samples import print_sample
 def show(path: Path, settings: AnyStage | Pipeline) -> None:
     """Prints the end of a run, and writes curve.png beside its metrics."""
     console = Console(highlight=False)
-    stages = {n: path / n for n in settings.stages()} if isinstance(settings, Pipeline) else {path.name: path}
+    described = settings.stages() if isinstance(settings, Pipeline) else {path.name: settings}
+    stages = {n: path / n for n in described} if isinstance(settings, Pipeline) else {path.name: path}
     stages = {name: run for name, run in stages.items() if (run / FILE).exists()}  # --until leaves some out
     for name, run in stages.items():
         rows = read_metrics(run)
         if any("eval/pass@1" in row for row in rows):
-            show_stage(console, name, run, rows)
+            show_stage(console, name, run, rows, first_reward(described[name]))
     last = list(stages.values())[-1] if stages else path
     hints = {
         "all of it on one page": f"r1jax report {path}",
         "answer a prompt of yours": f"r1jax generate --model {path} --prompt '...'",
-        "read where it goes wrong": f"r1jax samples {path} --where accuracy=0",
+        "read where it goes wrong": f"r1jax samples {path} --where {shlex.quote(f'{first_reward(described[last.name])}=0')}",
         "see every metric over the steps (pip install tensorboard)": f"tensorboard --logdir {last}",
     }
     if isinstance(settings, RejectionSampling):
@@ -43,7 +45,13 @@ def show(path: Path, settings: AnyStage | Pipeline) -> None:
         console.print(f"  {purpose}:\n    {command}", markup=False, soft_wrap=True)
 
 
-def show_stage(console: Console, name: str, run: Path, rows: list[dict]) -> None:
+def first_reward(stage: AnyStage) -> str:
+    """The name of the reward that says first whether an answer is right; of a stage without any that of the total."""
+    held_out = stage.eval.sources if isinstance(stage, Stage) else ()
+    return next((name for source in (*stage.sources, *held_out) for name in source.rewards), "reward")
+
+
+def show_stage(console: Console, name: str, run: Path, rows: list[dict], reward: str) -> None:
     evals = [row for row in rows if "eval/pass@1" in row]
     first, final = evals[0], evals[-1]
     table = Table(title=f"{name}: held-out problems", title_justify="left")
@@ -54,12 +62,12 @@ def show_stage(console: Console, name: str, run: Path, rows: list[dict]) -> None
     console.print(table)
     if left_out := final.get("eval/left_out"):
         console.print(f"{left_out:.0f} held-out problems were left out: their prompts are too long")
-    keys = {"training accuracy": "reward/accuracy", "held-out pass@1": "eval/pass@1"}
+    keys = {f"training {reward}": f"reward/{reward}", "held-out pass@1": "eval/pass@1"}
     curves = {label: series(rows, key) for label, key in keys.items()}
     curves = {label: points for label, points in curves.items() if len(points) > 1}
     if not curves:
         return
-    curve_png(run / "curve.png", curves, title=f"{name}: accuracy", ylabel="accuracy")
+    curve_png(run / "curve.png", curves, title=f"{name}: {reward}", ylabel=reward)
     label, points = next(iter(curves.items()))
     console.print(curve_text(points, min(console.width, 78), 14, f"{name}: {label}", encoding=console.encoding), markup=False)
     console.print(f"(as a picture: {run / 'curve.png'})")

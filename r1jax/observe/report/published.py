@@ -21,6 +21,18 @@ _RL = ("R1-Zero", "RL stage 1", "RL stage 2")
 _STUDENTS = {"1.5B": 1e-4, "7B": 8e-5, "8B": 5e-5, "14B": 7e-5, "32B": 6e-5, "70B": 2e-5}
 
 
+_UNSAID = (
+    Setting("optimizer.warmup_steps", {}),
+    Setting("optimizer.b1", {}, "V3: 0.9"),
+    Setting("optimizer.b2", {}, "V3: 0.95"),
+    Setting("optimizer.weight_decay", {}, "V3: 0.1"),
+    Setting("optimizer.clip_norm", {}, "V3: 1"),
+    Setting("bias_rate", {}, "V3: 0.001, at the end 0"),
+    Setting("balance_weight", {}, "V3: 1e-4"),
+)
+"""Of every stage that trains."""
+
+
 def _all(value: Any) -> dict[str, Any]:
     return dict.fromkeys(_RL, value)
 
@@ -41,13 +53,7 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting("clip_low", {}),
         Setting("normalize", {}, "DeepSeekMath, where GRPO comes from: sequence"),
         Setting("advantage_std", {}, "the formula divides by std; which estimator was not said"),
-        Setting("optimizer.warmup_steps", {}),
-        Setting("optimizer.b1", {}, "V3: 0.9"),
-        Setting("optimizer.b2", {}, "V3: 0.95"),
-        Setting("optimizer.weight_decay", {}, "V3: 0.1"),
-        Setting("optimizer.clip_norm", {}, "V3: 1"),
-        Setting("bias_rate", {}, "V3: 0.001, at the end 0"),
-        Setting("balance_weight", {}, "V3: 1e-4"),
+        *_UNSAID,
         Setting("mtp_weight", {}, "V3: 0.3, then 0.1"),
         Setting("routing_replay", {}),
         Setting("importance_cap", {}),
@@ -61,13 +67,7 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting("batch", {"R1's SFT": 128, "students": 64}, "supplement B.4; 2 to 3 epochs"),
         Setting("sequence_length", {"R1's SFT": 32_768, "students": 32_768}, "supplement B.4"),
-        Setting("optimizer.warmup_steps", {}),
-        Setting("optimizer.b1", {}, "V3: 0.9"),
-        Setting("optimizer.b2", {}, "V3: 0.95"),
-        Setting("optimizer.weight_decay", {}, "V3: 0.1"),
-        Setting("optimizer.clip_norm", {}, "V3: 1"),
-        Setting("bias_rate", {}, "V3: 0.001, at the end 0"),
-        Setting("balance_weight", {}, "V3: 1e-4"),
+        *_UNSAID,
     ),
     "rejection_sampling": (
         Setting("samples", {}),
