@@ -246,6 +246,8 @@ def test_commands_hand_over_what_was_asked(folder):
     assert (asked.run, asked.where, asked.follow, asked.last) == ("runs/a", ("accuracy=0",), True, 10)
     asked = cli.parse(observe.Report, ["runs/a", "runs/b", "--follow", "--no-figures"], "r1jax report")
     assert (asked.runs, asked.follow, asked.figures) == (("runs/a", "runs/b"), True, False)
+    with pytest.raises(ConfigError, match="--follow reads files of this machine, and gs://b/run is in a bucket"):
+        observe.Report(("runs/a", "gs://b/run"), follow=True)
     asked = cli.parse(commands.Train, ["zero", "--profile", "5:8"], "r1jax train")
     assert asked.profiled == (5, 8) and commands.Train("zero", profile="7").profiled == (7, 7)
 

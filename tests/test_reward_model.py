@@ -25,8 +25,8 @@ from r1jax.stages.prepare import prepare
 REWARD = f"{tiny.FILE}:checksum"
 
 
-def train(stage, run):
-    assert pipeline.train(stage, name="run", run_dir=str(run)) == 0
+def train(stage, run, **options):
+    assert pipeline.train(stage, name="run", run_dir=str(run), **options) == 0
     return run
 
 
@@ -60,7 +60,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path):
     shutil.rmtree(run / "checkpoints/20")
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (run / "metrics.jsonl").write_bytes(b"".join(line for line in lines if json.loads(line)["step"] <= 13))
-    train(tiny.judge(steps=20, checkpoint=config.Checkpoint(every=10)), run)
+    train(tiny.judge(steps=20, checkpoint=config.Checkpoint(every=10)), run, profile=(12, 12))
+    assert list((run / "profile").rglob("*.xplane.pb"))
     assert tiny.metrics(run) == tiny.metrics(trained["pairwise"])
     mesh = sharding.make_mesh(config.Mesh(fsdp=1))
     one, other = (Judge(open_judge(str(path)), mesh).fingerprint for path in (run, trained["pairwise"]))
